@@ -1,0 +1,1 @@
+"""Training and serving of language models over gRPC: the client."""
