@@ -1,0 +1,121 @@
+"""Fifty hot swaps under load: nothing fails, and every reply is wholly of one version.
+
+Odd versions hold one set of weights and even versions another, so that a reply's numbers tell which weights made it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import models, tiny
+from harness.reference import ReferenceClassifier, ReferenceGenerator
+from harness.server import ServerProcess, version_state
+
+from shoal import AsyncClient
+
+NUM_SWAPS = 50
+TEXTS = tiny.texts(3, 6, longest=20)
+PROMPT = "seven wizards quietly brew"
+NUM_TOKENS = 60
+
+
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
+    root = tmp_path_factory.mktemp("variants")
+    return {kind: [tiny.make(kind, root / f"{kind}-{seed}", seed=seed) for seed in (11, 12)] for kind in ("bert", "llama")}
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory, variants: dict[str, list[Path]]) -> Path:
+    """Versions 1 and 2 of both models."""
+    path = tmp_path_factory.mktemp("swaps")
+    for kind, folders in variants.items():
+        for folder in folders:
+            models.import_version(path, kind, folder)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[ServerProcess]:
+    with ServerProcess(tmp_path_factory.mktemp("server"), repository) as running:
+        for kind in ("bert", "llama"):
+            running.wait_live(kind, 2)
+        yield running
+
+
+class Watcher:
+    """Keeps asking and checks every reply against the weights of the version that it names."""
+
+    def __init__(self, variants: dict[str, list[Path]]) -> None:
+        self.logits = [[ReferenceClassifier(folder).logits(text) for text in TEXTS] for folder in variants["bert"]]
+        generators = [ReferenceGenerator(folder) for folder in variants["llama"]]
+        self.prompt = generators[0].tokenizer(PROMPT).input_ids
+        self.tokens = [g.greedy(self.prompt, NUM_TOKENS).token_ids for g in generators]
+        self.seen: dict[str, set[int]] = {"bert": set(), "llama": set()}
+        self.num_replies = 0
+        self.num_crossed = 0  # streams during which another version went live
+        self.stop = asyncio.Event()
+
+    async def classify(self, client: AsyncClient) -> None:
+        while not self.stop.is_set():
+            reply = await client.classify("bert", TEXTS, scores="logits")
+            wanted = self.logits[(reply.served_by.version + 1) % 2]
+            for result, logits in zip(reply.results, wanted, strict=True):
+                scores = [s for _, s in sorted(zip(result.label_ids, result.scores, strict=True))]
+                assert scores == pytest.approx(logits, abs=1e-4)
+            self._count("bert", reply.served_by.version)
+
+    async def stream(self, client: AsyncClient) -> None:
+        while not self.stop.is_set():
+            newest = max(self.seen["llama"], default=0)
+            async with client.stream_generate("llama", token_ids=self.prompt, temperature=0, max_new_tokens=NUM_TOKENS) as stream:
+                tokens = [token async for delta in stream for token in delta.token_ids]
+            version = stream.summary.served_by.version
+            assert tokens == self.tokens[(version + 1) % 2], version
+            self.num_crossed += version < max(self.seen["llama"], default=0) or newest > version
+            self._count("llama", version)
+
+    def _count(self, model: str, version: int) -> None:
+        self.seen[model].add(version)
+        self.num_replies += 1
+
+
+async def wait_live(client: AsyncClient, model: str, version: int) -> None:
+    while True:
+        found = [v for v in (await client.get_model(model)).versions if v.version == version]
+        if found and found[0].state == "live":
+            return
+        assert not found or found[0].state != "rejected", found[0].reason
+        await asyncio.sleep(0.02)
+
+
+async def test_fifty_swaps_lose_nothing_and_mix_nothing(server: ServerProcess, repository: Path, variants: dict[str, list[Path]]) -> None:
+    watcher = Watcher(variants)
+    async with AsyncClient(server.address) as client:
+        asking = [asyncio.create_task(watcher.classify(client)) for _ in range(4)]
+        asking += [asyncio.create_task(watcher.stream(client)) for _ in range(4)]
+        for swap in range(NUM_SWAPS):
+            model = ("bert", "llama")[swap % 2]
+            version = 3 + swap // 2
+            models.copy_version(repository, model, repository / model / str(version - 2), version)
+            await wait_live(client, model, version)
+            assert not any(task.done() for task in asking), [task for task in asking if task.done()]
+        await asyncio.sleep(0.5)
+        watcher.stop.set()
+        await asyncio.gather(*asking)
+    assert watcher.num_replies > NUM_SWAPS
+    assert min(len(seen) for seen in watcher.seen.values()) > NUM_SWAPS // 5
+    print(f"{watcher.num_replies} replies, {watcher.num_crossed} streams crossed a swap")
+
+
+def test_old_versions_are_freed_and_only_the_newest_kept(server: ServerProcess, repository: Path) -> None:
+    newest = 2 + NUM_SWAPS // 2
+    with server.client() as client:
+        live = [v.version for v in client.get_model("bert").versions if v.state == "live"]
+        assert live == [newest] or len(live) == 1
+        assert version_state(client, "bert", 1)[0] == "absent"
+    kept = [int(path.name) for path in (repository / "bert").iterdir() if path.name.isdigit()]
+    assert len(kept) <= 6
