@@ -1,0 +1,178 @@
+"""One run of StreamClassify: a task that sends, a task that reads, and the outcomes between them and the caller.
+
+Bounded: an item holds one of `max_unanswered` slots from the moment it is taken from the caller's iterable until the
+caller has taken its outcome. Knows the stream, not what inputs and results look like.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from shoal import types
+from shoal._connection import Connection, Ticket, raise_cancelled
+from shoal._methods import STREAM_CLASSIFY
+from shoal._refs import read_served_by, read_timings
+from shoal.errors import DeadlineError, RpcError, from_status
+from shoal.v1 import classify_pb2
+
+Inputs = AsyncIterable[types.ClassifyInput] | Iterable[types.ClassifyInput]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """Nothing more will come; `error` says why, None when all went well."""
+
+    error: BaseException | None = None
+
+
+class ClassifyStreamRun:
+    """State of one stream. Iterate one of `in_order` and `as_finished`, once."""
+
+    def __init__(
+        self,
+        *,
+        connection: Connection,
+        ticket: Ticket,
+        start: classify_pb2.StreamClassifyStart,
+        build: Callable[[int, types.ClassifyInput], classify_pb2.ClassifyInput],
+        read: Callable[[classify_pb2.Classification, Sequence[str]], types.Classification],
+        max_unanswered: int,
+        item_timeout_s: float | None,
+    ) -> None:
+        self._connection = connection
+        self._ticket = ticket
+        self._start = start
+        self._build = build
+        self._read = read
+        self._item_timeout_s = item_timeout_s
+        self._slots = asyncio.Semaphore(max_unanswered)
+        self._sent_at: dict[int, float] = {}  # unanswered items, oldest first
+        self._outcomes: asyncio.Queue[types.StreamedClassification | _Ended] = asyncio.Queue()
+        self._labels: dict[tuple[str, int], tuple[str, ...]] = {}  # by model and version
+
+    async def in_order(self, inputs: Inputs) -> AsyncGenerator[types.StreamedClassification, None]:
+        """Outcomes in the order of the inputs."""
+        early: dict[int, types.StreamedClassification] = {}
+        wanted = 0
+        async with aclosing(self._run(inputs)) as outcomes:
+            async for outcome in outcomes:
+                early[outcome.index] = outcome
+                while wanted in early:
+                    yield early.pop(wanted)
+                    self._slots.release()
+                    wanted += 1
+
+    async def as_finished(self, inputs: Inputs) -> AsyncGenerator[types.StreamedClassification, None]:
+        """Outcomes as they come."""
+        async with aclosing(self._run(inputs)) as outcomes:
+            async for outcome in outcomes:
+                yield outcome
+                self._slots.release()
+
+    async def _run(self, inputs: Inputs) -> AsyncGenerator[types.StreamedClassification, None]:
+        stub = self._connection.stub(STREAM_CLASSIFY, "stream_stream")
+        call = stub(timeout=self._ticket.timeout_s, metadata=self._connection.metadata(self._ticket))
+        tasks = [asyncio.create_task(self._write_all(call, inputs)), asyncio.create_task(self._read_all(call))]
+        try:
+            while not isinstance(outcome := await self._next_outcome(), _Ended):
+                yield outcome
+            if outcome.error is not None:
+                raise outcome.error
+        finally:
+            call.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _next_outcome(self) -> types.StreamedClassification | _Ended:
+        while self._outcomes.empty():
+            try:
+                async with asyncio.timeout(self._item_timeout_s):
+                    return await self._outcomes.get()
+            except TimeoutError:
+                self._check_waiting()
+        return self._outcomes.get_nowait()
+
+    def _check_waiting(self) -> None:
+        index, sent_at = next(iter(self._sent_at.items()), (0, None))
+        if sent_at is None or self._item_timeout_s is None:
+            return
+        waited_s = asyncio.get_running_loop().time() - sent_at
+        if waited_s >= self._item_timeout_s:
+            message = f"item {index} was not answered within {self._item_timeout_s:g} s"
+            raise DeadlineError(message, code=grpc.StatusCode.DEADLINE_EXCEEDED, request_id=self._ticket.request_id)
+
+    async def _write_all(self, call: Any, inputs: Inputs) -> None:
+        """Send everything. What the caller's iterable raises ends the stream; why a call ended the reader tells."""
+        try:
+            await call.write(classify_pb2.StreamClassifyRequest(start=self._start))
+            index = 0
+            iterator = _iterate(inputs)
+            while True:
+                await self._slots.acquire()
+                try:
+                    item = await anext(iterator)
+                except StopAsyncIteration:
+                    break
+                await self._write_item(call, index, item)
+                index += 1
+            await call.done_writing()
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
+            return
+        except Exception as error:
+            self._outcomes.put_nowait(_Ended(error))
+
+    async def _write_item(self, call: Any, index: int, item: types.ClassifyInput) -> None:
+        try:
+            message = classify_pb2.StreamClassifyItem(id=index, input=self._build(index, item))
+        except RpcError as error:
+            self._outcomes.put_nowait(types.StreamedClassification(index=index, error=error))
+            return
+        self._sent_at[index] = asyncio.get_running_loop().time()
+        await call.write(classify_pb2.StreamClassifyRequest(item=message))
+
+    async def _read_all(self, call: Any) -> None:
+        """Read to the end. However it ends, exactly one `_Ended` follows the last outcome."""
+        try:
+            while (response := await call.read()) is not grpc.aio.EOF:
+                self._sent_at.pop(response.id, None)
+                self._outcomes.put_nowait(self._outcome_of(response))
+            self._outcomes.put_nowait(_Ended())
+        except grpc.aio.AioRpcError as error:
+            self._outcomes.put_nowait(_Ended(self._connection.explain(error, self._ticket)))
+        except asyncio.CancelledError:
+            try:
+                raise_cancelled(self._ticket)
+            except RpcError as error:
+                self._outcomes.put_nowait(_Ended(error))
+        except Exception as error:
+            self._outcomes.put_nowait(_Ended(error))
+
+    def _outcome_of(self, response: classify_pb2.StreamClassifyResponse) -> types.StreamedClassification:
+        if response.WhichOneof("outcome") == "error":
+            error = from_status(response.error, self._ticket.request_id)
+            return types.StreamedClassification(index=response.id, error=error)
+        version = (response.served_by.model, response.served_by.version)
+        if response.labels:
+            self._labels[version] = tuple(response.labels)
+        return types.StreamedClassification(
+            index=response.id,
+            result=self._read(response.result, self._labels.get(version, ())),
+            served_by=read_served_by(response.served_by),
+            timings=read_timings(response.timings),
+        )
+
+
+async def _iterate(inputs: Inputs) -> AsyncIterator[types.ClassifyInput]:
+    if isinstance(inputs, AsyncIterable):
+        async for item in inputs:
+            yield item
+    else:
+        for item in inputs:
+            yield item
