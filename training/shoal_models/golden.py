@@ -1,7 +1,142 @@
-"""Golden outputs: logits recorded in float32 when a version was published, met again before it is served."""
+"""Golden outputs: logits recorded in float32 when a version was published, met again before it is served.
+
+Recorded through transformers' own plain forward, one input after the other, so that they bind packed rows too. The
+archive's layout is told in `manifest.Golden`.
+"""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-class GoldenMismatch(Exception):
-    """A loaded version does not compute what it computed when it was published; the message says where and by how much."""
+import numpy as np
+import torch
+from torch import Tensor
+
+from shoal_models.classifier import LoadedClassifier
+from shoal_models.generator import LoadedGenerator
+from shoal_models.manifest import GOLDEN_NAME, Golden, Manifest
+from shoal_models.packed import PackedRow, pack
+from shoal_models.probe import made_up_sequences, plain_logits
+
+NUM_INPUTS = 8
+SYNTHETIC_LENGTHS = (4, 24, 9, 6, 17, 12, 5, 20)
+MAX_DATA_TOKENS = 64
+_BLOCK_TOKENS = 8
+_SPREAD_SHARE = 0.05  # of the largest golden logit: what computing in bfloat16 may add
+_ROUNDING_FACTOR = 3.0  # over what rounding the weights to bfloat16 alone was seen to add
+
+
+class GoldenMismatch(Exception):  # noqa: N818
+    """A loaded version does not compute what it computed when published; the message says where and by how much."""
+
+
+def record_golden(
+    model: Any, folder: Path, *, avoid_ids: frozenset[int] = frozenset(), inputs: Sequence[Sequence[int]] | None = None
+) -> Golden:
+    """Write `golden.npz` into `folder` from `model`, in float32 and eval mode; tells how it must be met.
+
+    `inputs` are token ids of real data (the first eight count, cut to 64 tokens); None makes them up, always alike,
+    without `avoid_ids`.
+    """
+    assert next(model.parameters()).dtype == torch.float32, "golden outputs are recorded in float32"
+    if inputs:
+        sequences = [list(ids[:MAX_DATA_TOKENS]) for ids in inputs[:NUM_INPUTS] if ids]
+    else:
+        sequences = made_up_sequences(SYNTHETIC_LENGTHS, int(model.config.vocab_size), avoid_ids)
+    answers = plain_logits(model, sequences)
+    logits = _last(answers)
+    np.savez(
+        folder / GOLDEN_NAME,
+        ids=np.concatenate([np.asarray(ids, dtype=np.int32) for ids in sequences]),
+        lengths=np.asarray([len(ids) for ids in sequences], dtype=np.int32),
+        logits=logits,
+    )
+    default = Golden(source="").serving_tolerance
+    rounding = _rounding_error(model, sequences, logits)
+    return Golden(
+        source="data" if inputs else "synthetic",
+        serving_tolerance=max(default, _SPREAD_SHARE * float(np.abs(logits).max()), _ROUNDING_FACTOR * rounding),
+    )
+
+
+def check_golden(
+    loaded: LoadedClassifier | LoadedGenerator, path: Path, manifest: Manifest, *, device: torch.device
+) -> None:
+    """Recompute the golden outputs in the dtype that `loaded` computes in now.
+
+    Compared at `fp32_tolerance` where that is plain float32, else at `serving_tolerance`.
+
+    Raises:
+        GoldenMismatch: an output differs by more, is not finite, or the archive is unreadable.
+    """
+    if manifest.golden is None:
+        raise GoldenMismatch(f"{manifest.model}@{manifest.version} has no golden outputs")
+    sequences, expected = _read(path / GOLDEN_NAME)
+    exact = loaded.compute_dtype == "float32"
+    tolerance = manifest.golden.fp32_tolerance if exact else manifest.golden.serving_tolerance
+    found = _logits(loaded, sequences, device).cpu()
+    if found.shape != expected.shape:
+        raise GoldenMismatch(f"golden outputs have shape {tuple(expected.shape)}; the model gives {tuple(found.shape)}")
+    differences = (found - expected).abs().amax(1)
+    for index, difference in enumerate(differences.tolist()):
+        if not difference <= tolerance:  # NaN fails too
+            raise GoldenMismatch(
+                f"golden output {index} differs by {difference:.3g} in {loaded.compute_dtype}; tolerance {tolerance:g}"
+            )
+
+
+def _last(answers: list[Tensor]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """A classifier's logits, a generator's logits after the last token."""
+    stacked = torch.stack([answer if answer.dim() == 1 else answer[-1] for answer in answers])
+    return stacked.float().cpu().numpy()
+
+
+def _rounding_error(model: Any, sequences: list[list[int]], logits: np.ndarray[Any, np.dtype[np.float32]]) -> float:
+    """By how much the logits move when the weights are rounded to bfloat16; the weights come back unchanged."""
+    weights = {id(p): p for p in model.parameters() if p.is_floating_point()}.values()
+    originals = [weight.data for weight in weights]
+    rounded = [original.bfloat16().float() for original in originals]
+    if all(torch.equal(a, b) for a, b in zip(originals, rounded, strict=True)):
+        return 0.0
+    try:
+        for weight, data in zip(weights, rounded, strict=True):
+            weight.data = data
+        return float(np.abs(_last(plain_logits(model, sequences)) - logits).max())
+    finally:
+        for weight, data in zip(weights, originals, strict=True):
+            weight.data = data
+
+
+def _read(file: Path) -> tuple[list[list[int]], Tensor]:
+    try:
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as archive:
+            ids, lengths, logits = archive["ids"], archive["lengths"], archive["logits"]
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise GoldenMismatch(f"{GOLDEN_NAME} is unreadable: {type(error).__name__}") from None
+    if int(lengths.sum()) != len(ids) or len(lengths) != len(logits) or len(lengths) == 0:
+        raise GoldenMismatch(f"{GOLDEN_NAME} contradicts itself")
+    parts = np.split(ids, np.cumsum(lengths)[:-1])
+    return [part.tolist() for part in parts], torch.from_numpy(logits.astype(np.float32))
+
+
+def _logits(loaded: LoadedClassifier | LoadedGenerator, sequences: list[list[int]], device: torch.device) -> Tensor:
+    row = pack(sequences, device=device)
+    if isinstance(loaded, LoadedClassifier):
+        return loaded.logits(row)
+    tables, used = [], 0
+    for ids in sequences:
+        num_blocks = -(-len(ids) // _BLOCK_TOKENS)
+        tables.append(tuple(range(used, used + num_blocks)))
+        used += num_blocks
+    cached = PackedRow(
+        ids_T=row.ids_T,
+        positions_T=row.positions_T,
+        starts=row.starts,
+        cache=loaded.new_cache(used, _BLOCK_TOKENS),
+        block_tables=tuple(tables),
+        context_lens=(0,) * len(sequences),
+    )
+    return loaded.logits(cached, torch.tensor(row.starts[1:], device=device) - 1)

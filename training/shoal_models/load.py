@@ -1,53 +1,143 @@
-"""Loads a published version so that it runs packed rows, or refuses it with a reason."""
+"""Loads a published version so that it runs packed rows, or refuses it with a reason.
+
+Weights are read once, in float32, from safetensors; then comes the probe of packed rows, the golden outputs in float32,
+the cast to what is served, and the golden outputs again. Meant for a background thread of a live engine: reading is
+memory mapping, computing leaves the GIL, and nothing global is switched but transformers' progress bars.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
+import transformers
 
+from shoal_models.classifier import LoadedClassifier
+from shoal_models.compute import Compute, ComputeError, choose_compute
+from shoal_models.generator import LoadedGenerator
+from shoal_models.golden import GoldenMismatch, check_golden
 from shoal_models.manifest import Manifest
-from shoal_models.packed import PackedRow, PagedCache
+from shoal_models.probe import (
+    ProbeFailure,
+    cache_shape,
+    plain_logits,
+    probe_classifier,
+    probe_generator,
+    probe_sequences,
+)
+
+__all__ = ["GoldenMismatch", "LoadError", "LoadedClassifier", "LoadedGenerator", "load_version", "open_model"]
+
+_GROWING_ROPES = ("dynamic", "longrope")
 
 
 class LoadError(Exception):
     """A version cannot be run; the message says why."""
 
 
-class LoadedClassifier(Protocol):
-    """S sequences, L labels."""
-
-    manifest: Manifest
-    execution: str  # "packed", or "one by one: <why>"
-    compute_dtype: str  # "float32", "bfloat16" or "float32 (bfloat16 weights)"
-
-    def logits(self, row: PackedRow) -> Tensor:
-        """Logits (S, L), float32, on the model's device."""
-
-
-class LoadedGenerator(Protocol):
-    """W wanted rows, V vocabulary."""
-
-    manifest: Manifest
-    execution: str
-    compute_dtype: str
-    cache_bytes_per_token: int  # of all layers, keys and values
-
-    def new_cache(self, num_blocks: int, block_tokens: int) -> PagedCache:
-        """An empty cache for this model, on its device."""
-
-    def logits(self, row: PackedRow, wanted_W: Tensor) -> Tensor:
-        """Logits (W, V), float32, after the packed tokens whose indices into T are `wanted_W`; fills the cache."""
-
-
 def load_version(
     path: Path, manifest: Manifest, *, dtype: torch.dtype, device: torch.device
 ) -> LoadedClassifier | LoadedGenerator:
-    """Load the version folder `path`, whose files have been verified.
+    """Load the version folder `path`, whose files have been verified, and check its golden outputs.
 
     Raises:
-        LoadError: the architecture or head is not one that can be served.
+        LoadError: the architecture, head or dtype is not one that can be served here.
+        GoldenMismatch: it does not compute what it computed when it was published.
     """
-    raise LoadError(f"{manifest.architecture} of kind {manifest.kind} cannot be served")
+    try:
+        compute = choose_compute(dtype, device)
+    except ComputeError as error:
+        raise LoadError(str(error)) from None
+    if manifest.kind not in {"classifier", "generator"}:
+        raise LoadError(
+            f"{manifest.model}@{manifest.version} is a {manifest.kind}, which is trained from and not served"
+        )
+    model = open_model(path, manifest.architecture).to(device)
+    _check_limits(model.config, manifest)
+    loaded: LoadedClassifier | LoadedGenerator
+    loaded = _classifier(model, manifest) if manifest.kind == "classifier" else _generator(model, manifest)
+    return _checked(loaded, path, manifest, compute, device)
+
+
+def open_model(path: Path, architecture: str) -> Any:
+    """The transformers model of that class in the folder `path`, in float32 and eval mode, on the CPU.
+
+    Raises:
+        LoadError: transformers has no such class, or the files do not fill it.
+    """
+    _quiet()
+    found = getattr(transformers, architecture, None) if architecture.isidentifier() else None
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise LoadError(f"transformers {transformers.__version__} has no architecture {architecture[:100]!r}")
+    cls: Any = found
+    try:
+        model, info = cls.from_pretrained(
+            path,
+            dtype=torch.float32,
+            attn_implementation="sdpa" if cls._supports_sdpa else "eager",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise LoadError(f"{architecture} cannot be read: {type(error).__name__}: {str(error)[:300]}") from error
+    for name in ("missing_keys", "mismatched_keys", "error_msgs"):
+        if info.get(name):
+            raise LoadError(
+                f"{architecture}: {name.replace('_', ' ')} in its weights: {sorted(map(str, info[name]))[:3]}"
+            )
+    return model.eval().requires_grad_(False)
+
+
+def _classifier(model: Any, manifest: Manifest) -> LoadedClassifier:
+    attention = str(model.config._attn_implementation)  # noqa: SLF001
+    sequences = probe_sequences(model, decoder=False)
+    expected = plain_logits(model, sequences)
+    loaded = LoadedClassifier(model, manifest)
+    if hasattr(model, "score"):
+        loaded.run_one_by_one("its head reads the last token", attention)
+        return loaded
+    try:
+        probe_classifier(loaded, sequences, expected)
+    except ProbeFailure as failure:
+        loaded.run_one_by_one(str(failure), attention)
+    return loaded
+
+
+def _generator(model: Any, manifest: Manifest) -> LoadedGenerator:
+    try:
+        sequences = probe_sequences(model, decoder=True)
+        shape = cache_shape(model, sequences)
+        expected = plain_logits(model, sequences)
+        loaded = LoadedGenerator(model, manifest, shape)
+        probe_generator(loaded, sequences, expected)
+    except ProbeFailure as failure:
+        raise LoadError(f"{manifest.architecture} cannot run over a paged cache: {failure}") from failure
+    return loaded
+
+
+def _checked(
+    loaded: LoadedClassifier | LoadedGenerator, path: Path, manifest: Manifest, compute: Compute, device: torch.device
+) -> LoadedClassifier | LoadedGenerator:
+    check_golden(loaded, path, manifest, device=device)
+    loaded.cast(compute)
+    check_golden(loaded, path, manifest, device=device)
+    return loaded
+
+
+def _check_limits(config: Any, manifest: Manifest) -> None:
+    """Raises LoadError where positions would depend on what else is in the row."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in _GROWING_ROPES:
+        limit = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+        if manifest.max_tokens > limit:
+            raise LoadError(
+                f"rotary positions of type {rope['rope_type']} are served up to {limit:,} tokens; "
+                f"its manifest says {manifest.max_tokens:,}"
+            )
+
+
+def _quiet() -> None:
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -6,8 +6,8 @@
         tokenizer.json                        for fronts, which have neither torch nor transformers
         golden.npz                            golden inputs and outputs (absent for bases)
 
-Only the standard library is used here, since the server's control process reads manifests too. This file is the only writer
-of version numbers and of completeness. Nothing of a version is interpreted before `verify_files` has passed.
+Only the standard library is used here, since the server's control process reads manifests too. This file is the only
+writer of version numbers and of completeness. Nothing of a version is interpreted before `verify_files` has passed.
 """
 
 from __future__ import annotations
@@ -148,12 +148,14 @@ def read_manifest(path: Path) -> Manifest:
         raise ManifestError(f"{MANIFEST_NAME} is unreadable: {type(error).__name__}") from None
     manifest = _decode(tree)
     if path.name != str(manifest.version) or path.parent.name != manifest.model:
-        raise ManifestError(f"{MANIFEST_NAME} says {manifest.model}@{manifest.version}, its folder {path.parent.name}@{path.name}")
+        raise ManifestError(
+            f"{MANIFEST_NAME} says {manifest.model}@{manifest.version}, its folder {path.parent.name}@{path.name}"
+        )
     return manifest
 
 
 def verify_files(path: Path, manifest: Manifest) -> None:
-    """Check that the folder holds exactly the listed files, with their sizes and checksums, and nothing that escapes it.
+    """Check that the folder holds exactly the listed files, with their sizes and checksums, and nothing escaping it.
 
     Raises:
         ManifestError: naming the file and what is wrong with it.
@@ -199,7 +201,9 @@ def delete_version(repository: Path, model: str, version: int) -> None:
 def check_name(model: str) -> None:
     """Raises ManifestError unless `model` may name a folder of the repository."""
     if not MODEL_NAME.fullmatch(model):
-        raise ManifestError(f"model name {model[:140]!r} is not 1 to 128 of a-z A-Z 0-9 . _ - beginning with a letter or digit")
+        raise ManifestError(
+            f"model name {model[:140]!r} is not 1 to 128 of a-z A-Z 0-9 . _ - beginning with a letter or digit"
+        )
 
 
 def sha256_of(path: Path) -> str:
@@ -262,7 +266,9 @@ def _decode(tree: object) -> Manifest:
     if not isinstance(tree, dict):
         raise ManifestError(f"{MANIFEST_NAME} is not an object")
     if tree.get("schema_version", 0) != SCHEMA_VERSION:
-        raise ManifestError(f"{MANIFEST_NAME} has schema {tree.get('schema_version')!r}; this build reads {SCHEMA_VERSION}")
+        raise ManifestError(
+            f"{MANIFEST_NAME} has schema {tree.get('schema_version')!r}; this build reads {SCHEMA_VERSION}"
+        )
     try:
         golden = tree.pop("golden", None)
         files = tuple(FileEntry(**entry) for entry in tree.pop("files"))

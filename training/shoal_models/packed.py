@@ -7,41 +7,58 @@ Knows nothing of requests or of how a step was chosen.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheShape:
+    """What one token takes of a decoder's cache; every layer is alike."""
+
+    num_layers: int
+    num_heads: int  # key/value heads
+    head_size: int
+
+    def bytes_per_token(self, dtype: torch.dtype) -> int:
+        """Keys and values of all layers."""
+        return 2 * self.num_layers * self.num_heads * self.head_size * dtype.itemsize
+
+
 class PagedCache:
     """Keys and values of all layers in blocks; who owns which block is the caller's affair.
 
-    One tensor for each layer, (N, P, 2, H, D): the keys and values of a token lie side by side, so that gathering a
-    sequence is one `index_select` of long rows.
+    `blocks` is (L, 2, H, N, P, D). Heads lie outside blocks, so that the gathered blocks of a batch are one contiguous
+    (H, sequences, tokens, D) that a batched matrix product reads without a copy.
     """
 
-    __slots__ = ("block_tokens", "layers", "num_blocks")
+    __slots__ = ("block_rows", "block_tokens", "blocks", "keys", "num_blocks", "values")
 
     def __init__(
-        self,
-        *,
-        num_layers: int,
-        num_blocks: int,
-        block_tokens: int,
-        num_heads: int,
-        head_size: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, shape: CacheShape, *, num_blocks: int, block_tokens: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.num_blocks = num_blocks
         self.block_tokens = block_tokens
-        shape = (num_blocks, block_tokens, 2, num_heads, head_size)
-        self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        heads, size = shape.num_heads, shape.head_size
+        self.blocks = torch.zeros(
+            (shape.num_layers, 2, heads, num_blocks, block_tokens, size), dtype=dtype, device=device
+        )
+        slots = self.blocks.view(shape.num_layers, 2, heads, num_blocks * block_tokens, size)
+        self.keys = [layer[0] for layer in slots.unbind(0)]  # per layer, (H, N*P, D)
+        self.values = [layer[1] for layer in slots.unbind(0)]
+        rows = self.blocks.view(shape.num_layers, 2 * heads, num_blocks, block_tokens * size)
+        self.block_rows = list(rows.unbind(0))  # per layer, (2H, N, P*D)
 
     @property
     def num_bytes(self) -> int:
         """Memory of all layers."""
-        return sum(layer.numel() * layer.element_size() for layer in self.layers)
+        return self.blocks.numel() * self.blocks.element_size()
+
+    def clear(self, blocks: Tensor) -> None:
+        """Zero some blocks (int64), so that nothing of their last owner, not even a NaN, reaches the next."""
+        self.blocks.index_fill_(3, blocks, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +84,10 @@ class PackedRow:
         return tuple(end - start for start, end in zip(self.starts, self.starts[1:], strict=False))
 
 
-def pack(sequences: list[list[int]], *, device: torch.device, second_starts: list[int] | None = None) -> PackedRow:
-    """Whole sequences, without cache, as one row.
+def pack(
+    sequences: Sequence[Sequence[int]], *, device: torch.device, second_starts: Sequence[int] | None = None
+) -> PackedRow:
+    """Whole sequences, without a cache, as one row.
 
     `second_starts` holds for each sequence the index of the first token of its second text, or -1.
     """
@@ -77,13 +96,19 @@ def pack(sequences: list[list[int]], *, device: torch.device, second_starts: lis
         starts.append(starts[-1] + len(sequence))
     ids_T = torch.tensor([token for sequence in sequences for token in sequence], dtype=torch.int64)
     positions_T = torch.cat([torch.arange(len(sequence)) for sequence in sequences])
-    type_ids_T = None
-    if second_starts is not None and max(second_starts) >= 0:
-        type_ids_T = torch.zeros_like(ids_T)
-        for start, end, second in zip(starts, starts[1:], second_starts, strict=False):
-            if second >= 0:
-                type_ids_T[start + second : end] = 1
-        type_ids_T = type_ids_T.to(device)
     return PackedRow(
-        ids_T=ids_T.to(device), positions_T=positions_T.to(device), starts=tuple(starts), type_ids_T=type_ids_T
+        ids_T=ids_T.to(device),
+        positions_T=positions_T.to(device),
+        starts=tuple(starts),
+        type_ids_T=_type_ids(starts, second_starts, device) if second_starts is not None else None,
     )
+
+
+def _type_ids(starts: Sequence[int], second_starts: Sequence[int], device: torch.device) -> Tensor | None:
+    if max(second_starts) < 0:
+        return None
+    type_ids_T = torch.zeros(starts[-1], dtype=torch.int64)
+    for start, end, second in zip(starts, starts[1:], second_starts, strict=False):
+        if second >= 0:
+            type_ids_T[start + second : end] = 1
+    return type_ids_T.to(device)
