@@ -2,7 +2,7 @@
 
 One process; a synchronous gRPC server with a thread pool; one forward at a time under a lock, on all cores; each
 request as it comes, without padding; Generate by transformers' own `generate` with its KV cache, streamed token by
-token, and ended when its client leaves. Speaks shoal.v1, as far as the benchmarks use it. Loads the same folders as Shoal.
+token, and ended when its client leaves. Speaks shoal.v1 as far as the benchmarks need, from the folders Shoal loads.
 """
 
 from __future__ import annotations
