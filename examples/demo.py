@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from shoal import Client, ShoalError
+from shoal import Client, JobProgress, ShoalError, StateChanged, VersionPublished
 
 ROOT = Path("demo")
 MODELS = ROOT / "models"
@@ -160,16 +160,17 @@ def train(client: Client, data: Path, base: str, *, epochs: float, title: str) -
     version = 0
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(title, total=1.0, note="")
-        for event in client.watch_training_job(job.id):
-            if event.state:
-                progress.update(task, note=event.state.lower())
-                if event.state == "failed":
-                    sys.exit(f"the job failed: {event.failure_message}")
-            if event.progress:
-                at = event.progress
-                progress.update(task, completed=at.step / max(at.total_steps, 1), note=f"step {at.step}/{at.total_steps}  loss {at.loss:.3f}")
-            if event.published_version:
-                version = event.published_version
+        for happened in client.watch_training_job(job.id):
+            event = happened.event
+            if isinstance(event, StateChanged):
+                progress.update(task, note=event.state)
+                if event.failure:
+                    sys.exit(f"the job failed: {event.failure.message}")
+            elif isinstance(event, JobProgress):
+                note = f"step {event.step}/{event.total_steps}  loss {event.loss:.3f}"
+                progress.update(task, completed=event.step / max(event.total_steps, 1), note=note)
+            elif isinstance(event, VersionPublished):
+                version = event.version
         progress.update(task, completed=1.0)
     return version
 
@@ -180,7 +181,7 @@ def accuracy(client: Client, rows: list[Row], version: int) -> float:
     for start in range(0, len(rows), 50):
         part = rows[start : start + 50]
         reply = client.classify(TOPICS, [row.text for row in part], version=version, top_k=1, overflow="truncate_end")
-        right += sum(result.label == row.label for result, row in zip(reply.results, part, strict=True))
+        right += sum(result.label == row.label for result, row in zip(reply, part, strict=True))
     return right / len(rows)
 
 
@@ -210,7 +211,7 @@ def keep_classifying(address: str, rows: list[Row], stop: threading.Event, repor
         while not stop.is_set():
             for row in rows[:20]:
                 try:
-                    version = client.classify(TOPICS, [row.text], top_k=1).version
+                    version = client.classify(TOPICS, [row.text], top_k=1, overflow="truncate_end").served_by.version
                     report.answers[version] = report.answers.get(version, 0) + 1
                 except ShoalError as error:
                     report.failures.append(str(error))
@@ -220,13 +221,12 @@ def chat(client: Client) -> None:
     """Stream a reply of the chat model to the terminal."""
     question = "In one short paragraph: why do fish swim in shoals?"
     console.print(f"  [dim]user[/]      {question}\n  [dim]assistant[/] ", end="")
-    with client.stream_generate("smollm2", messages=[("user", question)], max_new_tokens=90, temperature=0) as stream:
+    with client.stream_generate("smollm2", messages=[{"role": "user", "content": question}], max_new_tokens=90, temperature=0) as stream:
         for delta in stream:
             console.print(delta.text, end="", highlight=False, markup=False)
         summary = stream.summary
-    console.print(
-        f"\n  [dim]{summary.usage.num_output_tokens} tokens, first after {summary.time_to_first_token_s * 1000:.0f} ms, by {summary.model}@{summary.version}[/]"
-    )
+    first_ms = 1000 * (summary.time_to_first_token_s or 0.0)
+    console.print(f"\n  [dim]{summary.num_output_tokens} tokens, the first after {first_ms:.0f} ms[/]")
 
 
 def metrics_table(url: str) -> Table:
