@@ -1,0 +1,1 @@
+"""The engine process: takes calls from fronts, runs models, answers."""

@@ -70,6 +70,11 @@ class Channel(Generic[Received]):
         except msgspec.DecodeError as error:
             raise ChannelClosed(f"malformed frame: {error}") from error
 
+    @property
+    def backlog_bytes(self) -> int:
+        """Bytes sent that the peer has not yet taken from the system's hands."""
+        return self._writer.transport.get_write_buffer_size()
+
     async def drain(self) -> None:
         """Wait until the peer has room for more.
 

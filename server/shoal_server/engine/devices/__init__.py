@@ -1,0 +1,1 @@
+"""What is special to a processor or a GPU, one file each."""

@@ -1,0 +1,96 @@
+"""The processor: threads, the dtype it computes fastest, its memory, and giving memory back to the system."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import torch
+from shoal_models.compute import has_native_bfloat16
+
+from shoal_server.config import EngineConfig
+from shoal_server.engine.devices.memory import Memory, host_memory
+
+
+class CpuDevice:
+    """The cores that this engine was given."""
+
+    name = "cpu"
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.full_name = _processor_name()
+        self.torch_device = torch.device("cpu")
+        self.num_threads = config.num_threads or default_num_threads(config.num_engines)
+        self.dtype = _choose_dtype(config)
+        self._memory_limit_bytes = config.memory_limit_bytes
+        self._process = psutil.Process()
+        self._last_s = time.monotonic()
+        self._last_cpu_s = self._cpu_s()
+
+    def setup(self) -> None:
+        """Set the number of threads of the calling thread's forwards."""
+        torch.set_num_threads(self.num_threads)
+        # torch settles a thread's number when it first asks; by then the loader may have set another for itself.
+        assert torch.get_num_threads() == self.num_threads, "torch did not take the number of threads"
+
+    def memory(self) -> Memory:
+        """This process's resident set, and the tightest limit around it."""
+        return host_memory(self._memory_limit_bytes)
+
+    def utilisation(self) -> float:
+        """CPU time since the last call, as a share of what the threads could have used."""
+        now_s, cpu_s = time.monotonic(), self._cpu_s()
+        share = (cpu_s - self._last_cpu_s) / max((now_s - self._last_s) * self.num_threads, 1e-9)
+        self._last_s, self._last_cpu_s = now_s, cpu_s
+        return min(max(share, 0.0), 1.0)
+
+    def give_back(self) -> None:
+        """Return the allocator's free pages to the system (glibc keeps them otherwise)."""
+        if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+            ctypes.CDLL(None).malloc_trim(0)
+
+    def is_lost(self, error: BaseException) -> bool:
+        """A processor outlives every error."""
+        del error
+        return False
+
+    def _cpu_s(self) -> float:
+        times = self._process.cpu_times()
+        return times.user + times.system
+
+
+def default_num_threads(num_engines: int) -> int:
+    """The cores this process may use, divided by the engines; at most OMP_NUM_THREADS where that is set."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, int(min(cores, _quota_cores())) // max(num_engines, 1))
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return min(threads, int(limit)) if limit.isdigit() and int(limit) > 0 else threads
+
+
+def _quota_cores() -> float:
+    """Cores' worth of time that the control group allows; infinite without a limit."""
+    try:
+        quota, _, period = Path("/sys/fs/cgroup/cpu.max").read_text().strip().partition(" ")
+    except OSError:
+        return float("inf")
+    return max(1.0, int(quota) / int(period)) if quota.isdigit() else float("inf")
+
+
+def _choose_dtype(config: EngineConfig) -> torch.dtype:
+    if config.dtype == "auto":
+        return torch.bfloat16 if has_native_bfloat16() else torch.float32
+    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

@@ -1,0 +1,176 @@
+"""Makes versions ready to run, and frees them, on a thread of its own with low priority.
+
+A version is verified before a byte of it is interpreted, its memory is found before it is taken, its golden outputs are
+met in float32 and as served (both in shoal_models), and it has run once before the compute loop sees it. Whatever goes
+wrong is a refusal with a reason for people; nothing here ends the engine.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import queue
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+from shoal_models.golden import GoldenMismatch
+from shoal_models.load import LoadedClassifier, LoadedGenerator, LoadError, load_version
+from shoal_models.manifest import Manifest, ManifestError, read_manifest, verify_files
+from shoal_models.packed import PackedRow, PagedCache
+
+from shoal_server.config import GenerateConfig
+from shoal_server.engine.devices.device import Device
+from shoal_server.engine.events import Inbox, LoadFailed, VersionFreed, VersionReady
+from shoal_server.engine.model_runner import ReadyClassifier, ReadyGenerator, ReadyVersion
+from shoal_server.engine.request import VersionKey
+from shoal_server.ipc.messages import LoadVersion
+from shoal_server.log import Log
+
+_NICENESS = 10
+_WARM_UP_TOKENS = 8
+
+_log = Log(__name__)
+
+
+class LoadRefused(Exception):
+    """A version cannot be served here; the message says why."""
+
+
+class Loader:
+    """The loader thread and what waits for it."""
+
+    def __init__(self, device: Device, config: GenerateConfig, inbox: Inbox) -> None:
+        self._device = device
+        self._config = config
+        self._inbox = inbox
+        self._orders: queue.SimpleQueue[LoadVersion | list[ReadyVersion]] = queue.SimpleQueue()
+
+    def start(self) -> None:
+        """Start the thread."""
+        threading.Thread(target=self._run, name="loader", daemon=True).start()
+
+    def load(self, order: LoadVersion) -> None:
+        """Make a version ready; answered in the inbox by `VersionReady` or `LoadFailed`."""
+        self._orders.put(order)
+
+    def free(self, ready: ReadyVersion) -> None:
+        """Free a version that nobody else holds any more; answered in the inbox by `VersionFreed`."""
+        self._orders.put([ready])
+
+    def _run(self) -> None:
+        if sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        torch.set_num_threads(1)
+        while True:
+            order = self._orders.get()
+            if isinstance(order, LoadVersion):
+                self._load_or_refuse(order)
+            else:
+                self._free(order)
+            del order
+
+    def _load_or_refuse(self, order: LoadVersion) -> None:
+        key = VersionKey(order.model, order.version)
+        try:
+            ready = self._load(order, key)
+        except Exception as error:
+            reason = _reason(error)
+            _log.warning("version.refused", version=key, reason=reason, exc=type(error).__name__)
+        else:
+            self._inbox.put(VersionReady(ready=ready))
+            return
+        self._reclaim()
+        self._inbox.put(LoadFailed(key=key, reason=reason))
+
+    def _load(self, order: LoadVersion, key: VersionKey) -> ReadyVersion:
+        began_s = time.monotonic()
+        path = Path(order.path)
+        manifest = read_manifest(path)
+        if (manifest.model, manifest.version) != key:
+            raise LoadRefused(f"the folder holds {manifest.model}@{manifest.version}")
+        verify_files(path, manifest)
+        self._check_memory(manifest)
+        model = load_version(path, manifest, dtype=self._device.dtype, device=self._device.torch_device)
+        if isinstance(model, LoadedClassifier):
+            _warm_up_classifier(model, self._device.torch_device)
+            return ReadyClassifier(key=key, manifest=manifest, model=model, load_s=time.monotonic() - began_s)
+        cache = model.new_cache(self._num_blocks(model), self._config.kv_block_tokens)
+        _warm_up_generator(model, cache, self._device.torch_device)
+        return ReadyGenerator(key=key, manifest=manifest, model=model, cache=cache, load_s=time.monotonic() - began_s)
+
+    def _check_memory(self, manifest: Manifest) -> None:
+        needed = manifest.weight_bytes * 3
+        memory = self._device.memory()
+        if needed > memory.free_bytes:
+            raise LoadRefused(
+                f"needs about {needed:,} bytes to load; {memory.free_bytes:,} of {memory.total_bytes:,} are free"
+            )
+
+    def _num_blocks(self, model: LoadedGenerator) -> int:
+        """As many as the configured bytes hold, but no more than every running sequence could fill."""
+        block_bytes = model.cache_bytes_per_token * self._config.kv_block_tokens
+        most = self._config.max_running * -(-model.manifest.max_tokens // self._config.kv_block_tokens)
+        num_blocks = min(self._config.kv_cache_bytes // block_bytes, most)
+        if num_blocks == 0:
+            raise LoadRefused(
+                f"one KV block takes {block_bytes:,} bytes; generate.kv_cache_bytes is {self._config.kv_cache_bytes:,}"
+            )
+        return num_blocks
+
+    def _free(self, holder: list[ReadyVersion]) -> None:
+        key = holder.pop().key
+        self._reclaim()
+        self._inbox.put(VersionFreed(key=key))
+
+    def _reclaim(self) -> None:
+        gc.collect()
+        self._device.give_back()
+
+
+def _reason(error: Exception) -> str:
+    """Why a version was refused, for people."""
+    if isinstance(error, ManifestError | LoadError | GoldenMismatch | LoadRefused):
+        return str(error)
+    if is_out_of_memory(error):
+        return "the device ran out of memory while loading it"
+    _log.error("load.failed", exc_info=True)
+    return f"loading failed: {type(error).__name__}: {str(error)[:300]}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means a lack of memory; on a CPU torch says so only in words."""
+    words = "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, RuntimeError) and words)
+
+
+@torch.inference_mode()
+def _warm_up_classifier(model: LoadedClassifier, device: torch.device) -> None:
+    ids_T = torch.zeros(_WARM_UP_TOKENS, dtype=torch.int64, device=device)
+    positions_T = torch.arange(_WARM_UP_TOKENS, device=device)
+    _check_finite(model.logits(PackedRow(ids_T=ids_T, positions_T=positions_T, starts=(0, _WARM_UP_TOKENS))))
+
+
+@torch.inference_mode()
+def _warm_up_generator(model: LoadedGenerator, cache: PagedCache, device: torch.device) -> None:
+    """A prefill and a decode over the first block."""
+    num_prefill = min(_WARM_UP_TOKENS, cache.block_tokens * cache.num_blocks, model.manifest.max_tokens) - 1
+    table = (tuple(range(-(-(num_prefill + 1) // cache.block_tokens))),)
+    for context, num_tokens in ((0, num_prefill), (num_prefill, 1)):
+        if num_tokens:
+            row = PackedRow(
+                ids_T=torch.zeros(num_tokens, dtype=torch.int64, device=device),
+                positions_T=torch.arange(context, context + num_tokens, device=device),
+                starts=(0, num_tokens),
+                cache=cache,
+                block_tables=table,
+                context_lens=(context,),
+            )
+            _check_finite(model.logits(row, torch.tensor([num_tokens - 1], device=device)))
+
+
+def _check_finite(logits: torch.Tensor) -> None:
+    if not bool(torch.isfinite(logits).all()):
+        raise LoadRefused("its first forward gives numbers that are not finite")

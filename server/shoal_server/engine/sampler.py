@@ -1,0 +1,227 @@
+"""Chooses the next token of every sequence of a step in one vectorised pass.
+
+Filters apply in the order of generate.proto: repetition penalty, temperature, top_k, top_p, min_p. Randomness is a
+function of a request's seed and the index of the token alone, so that a seed gives the same text whatever else is in
+the batch.
+A batch that is all greedy costs one argmax.
+
+W wanted rows, R rows among them with some need, V vocabulary, K candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shoal_server.engine.request import GenerateRequest
+from shoal_server.ipc.messages import TokenLogprobs
+
+_MASK = 2**64 - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_NUM_CANDIDATES = 1024  # first try of top_p; rows that need more are sorted wholly
+_GREEDY_BELOW = 1e-5  # a temperature that leaves nothing to chance
+_BLOCK = 128  # tokens summed at once when the cumulated distribution is searched
+
+
+class NotFiniteLogits(Exception):
+    """Some rows hold NaN or infinity; `rows` says which."""
+
+    def __init__(self, rows: list[int]) -> None:
+        super().__init__(f"logits of {len(rows)} sequences are not finite")
+        self.rows = rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """What was chosen for each wanted row."""
+
+    token_ids: list[int]
+    logprobs: dict[int, TokenLogprobs]  # by row, for those that asked
+
+
+def choose(logits_WV: Tensor, requests: Sequence[GenerateRequest]) -> Choices:
+    """The next token of each request; the logits may be overwritten.
+
+    Raises:
+        NotFiniteLogits: the model computed NaN or infinity for some rows; nothing was chosen for any.
+    """
+    with_logprobs = [row for row, request in enumerate(requests) if request.num_logprobs is not None]
+    log_probs_RV = torch.log_softmax(logits_WV[with_logprobs], dim=-1) if with_logprobs else None
+    _penalise_repetition(logits_WV, requests)
+    _mask_ends(logits_WV, requests)
+    token_ids = _argmax(logits_WV)
+    drawn = [row for row, request in enumerate(requests) if request.sampling.temperature > _GREEDY_BELOW]
+    if drawn:
+        rows_RV = logits_WV if len(drawn) == len(requests) else logits_WV[drawn]
+        for row, token_id in zip(drawn, _draw(rows_RV, [requests[row] for row in drawn]), strict=True):
+            token_ids[row] = token_id
+    logprobs = _logprobs(log_probs_RV, with_logprobs, requests, token_ids) if log_probs_RV is not None else {}
+    return Choices(token_ids=token_ids, logprobs=logprobs)
+
+
+def uniform(seed: int, index: int) -> float:
+    """A number in [0, 1) that depends on the seed and the token's index only.
+
+    Source: splitmix64 (Steele, Lea, Flood 2014), once over the seed and once over the counter.
+    """
+    return (_splitmix64((_splitmix64(seed & _MASK) + (index + 1) * _GOLDEN) & _MASK) >> 11) * 2.0**-53
+
+
+def _splitmix64(value: int) -> int:
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK
+    return value ^ (value >> 31)
+
+
+def _penalise_repetition(logits_WV: Tensor, requests: Sequence[GenerateRequest]) -> None:
+    rows = [row for row, request in enumerate(requests) if request.sampling.repetition_penalty != 1.0]
+    if not rows:
+        return
+    seen = [requests[row].tokens[: requests[row].num_tokens].astype(np.int64) for row in rows]
+    lengths = [len(ids) for ids in seen]
+    penalties = np.array([requests[row].sampling.repetition_penalty for row in rows], dtype=np.float32)
+    device = logits_WV.device
+    rows_N = torch.from_numpy(np.repeat(np.array(rows, dtype=np.int64), lengths)).to(device)
+    ids_N = torch.from_numpy(np.concatenate(seen)).to(device)
+    penalties_N = torch.from_numpy(np.repeat(penalties, lengths)).to(device)
+    values_N = logits_WV[rows_N, ids_N]
+    # A token seen twice is written twice with the same value.
+    logits_WV[rows_N, ids_N] = torch.where(values_N > 0, values_N / penalties_N, values_N * penalties_N)
+
+
+def _mask_ends(logits_WV: Tensor, requests: Sequence[GenerateRequest]) -> None:
+    """Before `min_new_tokens` nothing that would end the completion can be chosen."""
+    for row, request in enumerate(requests):
+        if request.num_new < request.min_new_tokens and (request.end_ids or request.stop_ids):
+            banned = [i for i in request.end_ids | request.stop_ids if 0 <= i < logits_WV.shape[1]]
+            logits_WV[row, banned] = float("-inf")
+
+
+def _argmax(logits_WV: Tensor) -> list[int]:
+    """Best token of each row, the lowest id among equals; checks that the best is finite."""
+    if logits_WV.device.type == "cpu":  # numpy's argmax is eight times as fast as torch's
+        values_WV = logits_WV.numpy()
+        ids = values_WV.argmax(axis=-1)
+        finite = np.isfinite(values_WV[np.arange(len(ids)), ids]).tolist()
+        token_ids: list[int] = ids.tolist()
+    else:
+        best_W, ids_W = logits_WV.max(dim=-1)
+        pairs = torch.stack((ids_W, torch.isfinite(best_W).to(torch.int64))).tolist()  # one wait for the device
+        token_ids, finite = pairs
+    if not all(finite):
+        raise NotFiniteLogits([row for row, is_finite in enumerate(finite) if not is_finite])
+    return token_ids
+
+
+def _draw(logits_RV: Tensor, requests: Sequence[GenerateRequest]) -> list[int]:
+    """A token of each row from its filtered distribution."""
+    params = [request.sampling for request in requests]
+    logits_RV = logits_RV - logits_RV.amax(dim=-1, keepdim=True)  # the likeliest has 0, whatever the temperature
+    logits_RV /= _column([p.temperature for p in params], logits_RV)
+    threshold_R1 = _threshold(logits_RV, requests)
+    weights_RV = logits_RV.exp()
+    if threshold_R1 is not None:
+        weights_RV.masked_fill_(logits_RV < threshold_R1, 0.0)
+    uniforms = [uniform(request.sampling.seed, request.num_new) for request in requests]
+    return _invert(weights_RV, torch.tensor(uniforms, dtype=torch.float64, device=logits_RV.device))
+
+
+def _threshold(logits_RV: Tensor, requests: Sequence[GenerateRequest]) -> Tensor | None:
+    """Lowest logit that each row keeps, (R, 1); None when no row filters. Equals of the last one kept are kept too."""
+    vocabulary_size = logits_RV.shape[1]
+    params = [request.sampling for request in requests]
+    top_ks = [p.top_k if 0 < p.top_k < vocabulary_size else vocabulary_size for p in params]
+    threshold_R1 = None
+    limited = [row for row, p in enumerate(params) if top_ks[row] < vocabulary_size or p.top_p < 1.0]
+    if limited or any(p.min_p > 0 for p in params):
+        threshold_R1 = torch.clamp(torch.log(_column([p.min_p for p in params], logits_RV)), min=-3e38)
+    if limited and threshold_R1 is not None:
+        rows_RV = logits_RV if len(limited) == len(params) else logits_RV[limited]
+        cut_R1 = _nucleus(rows_RV, [top_ks[row] for row in limited], [params[row].top_p for row in limited])
+        threshold_R1[limited] = torch.maximum(threshold_R1[limited], cut_R1)
+    return threshold_R1
+
+
+def _nucleus(logits_RV: Tensor, top_ks: list[int], top_ps: list[float]) -> Tensor:
+    """Lowest logit kept by top_k, then top_p over what top_k kept, (R, 1)."""
+    num_candidates = max((k for k in top_ks if k < logits_RV.shape[1]), default=0)
+    if any(k == logits_RV.shape[1] for k in top_ks):
+        num_candidates = max(num_candidates, _NUM_CANDIDATES)
+    best_RK = _largest(logits_RV, min(num_candidates, logits_RV.shape[1]))
+    ranks_1K = torch.arange(best_RK.shape[1], device=best_RK.device)[None]
+    top_ks_R1 = torch.tensor(top_ks, device=best_RK.device)[:, None]
+    weights_RK = best_RK.exp().masked_fill_(ranks_1K >= top_ks_R1, 0.0).to(torch.float64)
+    everything_R = logits_RV.exp().sum(dim=-1, dtype=torch.float64)
+    totals_R = torch.where(top_ks_R1[:, 0] < logits_RV.shape[1], weights_RK.sum(dim=-1), everything_R)
+    wanted_R1 = (totals_R * torch.tensor(top_ps, dtype=torch.float64, device=best_RK.device))[:, None]
+    cumulated_RK = weights_RK.cumsum(dim=-1)
+    num_kept_R1 = torch.searchsorted(cumulated_RK, wanted_R1) + 1  # the first with which the sum reaches top_p
+    num_kept_R1 = torch.where(wanted_R1 < totals_R[:, None], torch.minimum(num_kept_R1, top_ks_R1), top_ks_R1)
+    short = (num_kept_R1[:, 0] > best_RK.shape[1]).nonzero()[:, 0].tolist()
+    cut_R1 = best_RK.gather(1, num_kept_R1.clamp(max=best_RK.shape[1]) - 1)
+    if short and best_RK.shape[1] < logits_RV.shape[1]:
+        cut_R1[short] = _whole_nucleus(logits_RV[short], wanted_R1[short])
+    return cut_R1
+
+
+def _whole_nucleus(logits_RV: Tensor, wanted_R1: Tensor) -> Tensor:
+    """The same for rows so flat that the candidates did not reach their top_p."""
+    best_RV = _largest(logits_RV, logits_RV.shape[1])
+    cumulated_RV = best_RV.exp().cumsum(dim=-1, dtype=torch.float64)
+    num_kept_R1 = torch.searchsorted(cumulated_RV, wanted_R1) + 1
+    return best_RV.gather(1, num_kept_R1.clamp(max=best_RV.shape[1]) - 1)
+
+
+def _largest(logits_RV: Tensor, num: int) -> Tensor:
+    """The `num` largest logits of each row, descending, (R, num)."""
+    if logits_RV.device.type != "cpu":
+        return logits_RV.topk(num, dim=-1).values
+    values_RV = logits_RV.numpy()  # numpy's vectorised partition and sort are ten times as fast as torch's
+    if num < values_RV.shape[1]:
+        values_RV = np.partition(values_RV, -num, axis=-1)[:, -num:]
+    return torch.from_numpy(np.ascontiguousarray(np.sort(values_RV, axis=-1)[:, ::-1]))
+
+
+def _invert(weights_RV: Tensor, uniforms_R: Tensor) -> list[int]:
+    """The token at which the cumulated weights pass `uniforms_R` of their sum, in order of token ids.
+
+    By id and not by rank: two tokens about equally likely may change ranks with the last bit of a logit. In two levels,
+    since a cumulated sum over a whole vocabulary is slow and, in float32, not exact.
+    """
+    num_rows, vocabulary_size = weights_RV.shape
+    padding = -vocabulary_size % _BLOCK
+    weights_RV = torch.nn.functional.pad(weights_RV, (0, padding)) if padding else weights_RV.contiguous()
+    blocks_RNB = weights_RV.view(num_rows, -1, _BLOCK)
+    sums_RN = blocks_RNB.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    target_R1 = sums_RN[:, -1:] * uniforms_R[:, None]
+    block_R1 = torch.searchsorted(sums_RN, target_R1, right=True).clamp(max=sums_RN.shape[1] - 1)
+    before_R1 = torch.where(block_R1 > 0, sums_RN.gather(1, (block_R1 - 1).clamp(min=0)), 0.0)
+    inside_RB = blocks_RNB[torch.arange(num_rows, device=weights_RV.device), block_R1[:, 0]].to(torch.float64)
+    cumulated_RB = inside_RB.cumsum(dim=-1)
+    inner_R1 = torch.searchsorted(cumulated_RB, target_R1 - before_R1, right=True)
+    # Rounding may place the target on the block's very end: then the last token there that has any weight.
+    last_R1 = torch.searchsorted(cumulated_RB, cumulated_RB[:, -1:].contiguous())
+    token_ids: list[int] = (block_R1 * _BLOCK + torch.minimum(inner_R1, last_R1))[:, 0].tolist()
+    return token_ids
+
+
+def _logprobs(
+    log_probs_RV: Tensor, rows: list[int], requests: Sequence[GenerateRequest], token_ids: list[int]
+) -> dict[int, TokenLogprobs]:
+    chosen_R1 = torch.tensor([[token_ids[row]] for row in rows], device=log_probs_RV.device)
+    values = log_probs_RV.gather(1, chosen_R1)[:, 0].tolist()
+    counts = [requests[row].num_logprobs or 0 for row in rows]
+    best = log_probs_RV.topk(min(max(counts), log_probs_RV.shape[1]), dim=-1)
+    best_values, best_ids = best.values.tolist(), best.indices.tolist()
+    return {
+        row: TokenLogprobs(logprob=values[i], token_ids=best_ids[i][: counts[i]], logprobs=best_values[i][: counts[i]])
+        for i, row in enumerate(rows)
+    }
+
+
+def _column(values: list[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None]
