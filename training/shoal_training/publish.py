@@ -1,0 +1,107 @@
+"""From trained weights to a version in the repository, through `shoal_models`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from shoal_models import manifest as manifests
+from shoal_models.golden import record_golden
+from shoal_models.manifest import Manifest
+
+from shoal_training.spec import Spec
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "peft", "accelerate", "shoal")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What is published, and all that its manifest tells."""
+
+    job_id: str
+    spec: Spec
+    model: Any  # merged, float32
+    tokenizer: Any
+    base_folder: Path
+    base_digest: str
+    kind: str
+    labels: tuple[str, ...]
+    metrics: dict[str, float]
+    data_digests: dict[str, str]
+    golden_rows: list[list[int]]  # token ids of validation rows
+
+
+def publish(trained: Trained, repository: Path) -> Manifest:
+    """Write the next version of the spec's model.
+
+    Raises:
+        OSError: the disk is full or not writable; nothing is left behind.
+    """
+    spec = trained.spec
+    config = trained.model.config
+    base = manifests.Manifest(
+        model=spec.name,
+        version=0,
+        kind=trained.kind,
+        family=spec.family,
+        architecture=type(trained.model).__name__,
+        head="single_label" if trained.labels else "",
+        labels=trained.labels,
+        max_tokens=spec.max_len,
+        vocabulary_size=config.vocab_size,
+        weight_dtype=spec.publish_dtype,
+        source="job",
+        job_id=trained.job_id,
+        method=spec.method_name,
+        base=str(spec.base),
+        base_digest=trained.base_digest,
+        metrics=trained.metrics,
+        resolved_spec=spec.to_tree(),
+        data_digests=trained.data_digests,
+        packages=packages(),
+        hardware=hardware(),
+        seed=spec.seed,
+    )
+    golden = []
+
+    def write(folder: Path) -> None:
+        trained.model.eval()
+        trained.model.save_pretrained(folder)
+        trained.tokenizer.save_pretrained(folder)
+        golden.append(record_golden(trained.model, folder))
+
+    return manifests.publish(repository, base, write)
+
+
+def find_published(repository: Path, model: str, job_id: str) -> Manifest | None:
+    """The version that an earlier attempt of the job published before it was killed."""
+    for version in reversed(manifests.list_versions(repository, model)):
+        try:
+            manifest = manifests.read_manifest(repository / model / str(version))
+        except manifests.ManifestError:
+            continue  # damaged, and so not to be relied on
+        if manifest.job_id == job_id:
+            return manifest
+    return None
+
+
+def packages() -> dict[str, str]:
+    """Versions of what computed the weights."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # an optional one
+    return found
+
+
+def hardware() -> str:
+    """The device that computed the weights, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads"

@@ -1,0 +1,122 @@
+"""Runs one job folder from its order to its result: `python -m shoal_training.run <job_dir>`.
+
+Exit codes: 0 published; 75 stopped by SIGTERM, to be started again; 65 bad data; 64 bad spec; 1 failed otherwise. Spec and
+data are checked before torch is imported, so that a bad row is told within a second.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shoal_training import bases
+from shoal_training.data import Corpus, load_corpus
+from shoal_training.events import EventLog
+from shoal_training.failures import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, BadData, BaseMissing, StopRequested, explain
+from shoal_training.guard import Guard
+from shoal_training.job import RESULT_NAME, Job, Result, read_job, write_json
+from shoal_training.places import PlaceError
+
+if TYPE_CHECKING:
+    from shoal_training.pipeline import Prepared
+
+
+def run(folder: Path, guard: Guard | None = None) -> int:
+    """Run the job in `folder`; returns the exit code. Never raises for what a job can do wrong."""
+    guard = guard or Guard()
+    try:
+        events = EventLog(folder / "events.jsonl")
+    except OSError as error:
+        sys.stderr.write(f"the job folder is not writable: {error.strerror}\n")
+        return EXIT_FAILED
+    try:
+        result = _run(folder, events, guard)
+        write_json(folder / RESULT_NAME, dataclasses.asdict(result))
+    except StopRequested:
+        return EXIT_STOPPED
+    except Exception as error:
+        return _fail(folder, events, error)
+    finally:
+        events.close()
+    return EXIT_DONE
+
+
+def main() -> int:
+    """Entry of the program."""
+    if len(sys.argv) != 2:
+        sys.stderr.write("usage: python -m shoal_training.run JOB_DIR\n")
+        return EXIT_FAILED
+    guard = Guard()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: guard.request_stop())
+    return run(Path(sys.argv[1]), guard)
+
+
+def _run(folder: Path, events: EventLog, guard: Guard) -> Result:
+    job = read_job(folder)
+    guard.set_limit(job.spec.time_limit_s)
+    events.state("validating")
+    _check_base(job)
+    corpus = _load_corpus(job)
+    guard.check()
+    _set_threads(job.num_threads)
+    from shoal_training import pipeline  # imports torch
+
+    events.state("preparing")
+    prepared: Prepared = pipeline.prepare(job, corpus, events, guard)
+    events.state("running")
+    last_step = pipeline.train(prepared)
+    events.state("evaluating")
+    metrics = pipeline.evaluate(prepared, last_step)
+    events.state("gating")
+    guard.check()
+    events.state("publishing")  # from here on nothing stops it: it is a matter of seconds
+    manifest = pipeline.publish(prepared, metrics)
+    events.published(manifest.model, manifest.version)
+    prepared.session.store.clear()
+    events.state("succeeded")
+    return Result(state="succeeded", metrics=metrics, published_version=manifest.version)
+
+
+def _check_base(job: Job) -> None:
+    try:
+        bases.describe(job.spec.base, job.places)
+    except PlaceError as error:
+        raise BaseMissing(error.description) from None
+
+
+def _load_corpus(job: Job) -> Corpus:
+    try:
+        return load_corpus(job.spec.data, job.places, job.spec.seed)
+    except PlaceError as error:
+        raise BadData(error.description) from None
+
+
+def _set_threads(num_threads: int) -> None:
+    """Bind the libraries that read their number of threads once, when they are imported."""
+    os.environ["OMP_NUM_THREADS"] = str(num_threads)
+    os.environ["RAYON_NUM_THREADS"] = str(num_threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if num_threads > 1 else "false")
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one job, one device
+
+
+def _fail(folder: Path, events: EventLog, error: Exception) -> int:
+    failure = explain(error)
+    # Frames and types only: the text of an exception may quote a data row.
+    sys.stderr.write("".join(traceback.format_tb(error.__traceback__)) + f"{type(error).__name__}: {failure.message}\n")
+    result = Result(state="failed", failure_reason=failure.reason, failure_message=failure.message, metrics={})
+    try:
+        events.failed(failure.reason, failure.message)
+        write_json(folder / RESULT_NAME, dataclasses.asdict(result))
+    except OSError as second:
+        sys.stderr.write(f"the failure could not be recorded: {second.strerror}\n")
+    return failure.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
