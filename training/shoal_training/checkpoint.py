@@ -4,8 +4,8 @@
     ckpt/best-<step>/         only the weights of the best evaluation so far
     .../complete.json         the marker: step, digests of what the job is made of, files with sizes and SHA-256
 
-Knows files only, no torch. Loading a truncated file is never tried: a folder that does not verify is removed and the one
-before it is taken.
+Knows files only, no torch. Loading a truncated file is never tried: a folder that does not verify is removed and the
+one before it is taken.
 """
 
 from __future__ import annotations

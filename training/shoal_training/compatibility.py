@@ -1,7 +1,7 @@
 """The one table of what can be trained: family x objective x method.
 
-It refuses specs at submit time, makes the table in the docs (`python -m shoal_training.compatibility`) and drives the test
-matrix. The registries `families`, `objectives` and `methods` hold the code behind each word. No torch here.
+It refuses specs at submit time, makes the table in the docs (`python -m shoal_training.compatibility`) and drives the
+test matrix. The registries `families`, `objectives` and `methods` hold the code behind each word. No torch here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """From files to examples: checks of every row, label ids, the split of validation rows, digests. No torch here.
 
-Rows are held as (text, pair, label). Whatever is wrong with them is collected over whole files and told with line numbers.
+Rows are held as (text, pair, label). Whatever is wrong with them is collected over whole files and told with line
+numbers.
 """
 
 from __future__ import annotations

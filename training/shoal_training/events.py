@@ -1,7 +1,7 @@
 """The job's history, as one JSON object a line in `events.jsonl`; only the trainer process appends to it.
 
-Keys are those of `JobEvent` (without `sequence`, which is the line's number): kind is "state", "progress", "evaluation",
-"checkpoint", "published" or "warning". No event ever shows a data row.
+Keys are those of `JobEvent` (without `sequence`, which is the line's number): kind is "state", "progress",
+"evaluation", "checkpoint", "published" or "warning". No event ever shows a data row.
 """
 
 from __future__ import annotations

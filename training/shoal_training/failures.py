@@ -1,4 +1,4 @@
-"""Why a job ends without success: one tree of errors, and the table from any exception to reason, message and exit code.
+"""Why a job ends without success: one tree of errors, and the way from any exception to reason and exit code.
 
     JobFailure                the job is over
       InvalidSpec  BadData  BaseMissing  TimeLimitPassed  Diverged  StorageFailed

@@ -1,7 +1,7 @@
 """Reads csv, jsonl and parquet files as rows with line numbers. Knows no labels and no models.
 
-A row that cannot be read becomes a fault with its line number; nothing of its content goes anywhere. Line numbers are those
-of the file from 1 (for parquet: row numbers from 1).
+A row that cannot be read becomes a fault with its line number; nothing of its content goes anywhere. Line numbers are
+those of the file from 1 (for parquet: row numbers from 1).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Turns a raw spec into a resolved one, every default filled in, or says what is wrong with each field. No torch here.
 
-As a program (`python -m shoal_training.resolve`) it reads {"spec", "repository", "data_roots", "dataset_dir"} as JSON from
-stdin and prints {"spec": resolved} or {"violations": [{"field", "description"}], "kind"}, both with exit code 0.
+As a program (`python -m shoal_training.resolve`) it reads {"spec", "repository", "data_roots", "dataset_dir"} as JSON
+from stdin and prints {"spec": resolved} or {"violations": [{"field", "description"}], "kind"}, both with exit code 0.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Runs one job folder from its order to its result: `python -m shoal_training.run <job_dir>`.
 
-Exit codes: 0 published; 75 stopped by SIGTERM, to be started again; 65 bad data; 64 bad spec; 1 failed otherwise. Spec and
-data are checked before torch is imported, so that a bad row is told within a second.
+Exit codes: 0 published; 75 stopped by SIGTERM, to be started again; 65 bad data; 64 bad spec; 1 failed otherwise.
+Spec and data are checked before torch is imported, so that a bad row is told within a second.
 """
 
 from __future__ import annotations
@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING
 from shoal_training import bases
 from shoal_training.data import Corpus, load_corpus
 from shoal_training.events import EventLog
-from shoal_training.failures import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, BadData, BaseMissing, StopRequested, explain
+from shoal_training.failures import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    BadData,
+    BaseMissing,
+    InvalidSpec,
+    StopRequested,
+    explain,
+)
 from shoal_training.guard import Guard
 from shoal_training.job import RESULT_NAME, Job, Result, read_job, write_json
 from shoal_training.places import PlaceError
@@ -54,7 +63,9 @@ def main() -> int:
     guard = Guard()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: guard.request_stop())
-    return run(Path(sys.argv[1]), guard)
+    folder = Path(sys.argv[1])
+    _bind_libraries(folder)
+    return run(folder, guard)
 
 
 def _run(folder: Path, events: EventLog, guard: Guard) -> Result:
@@ -64,7 +75,6 @@ def _run(folder: Path, events: EventLog, guard: Guard) -> Result:
     _check_base(job)
     corpus = _load_corpus(job)
     guard.check()
-    _set_threads(job.num_threads)
     from shoal_training import pipeline  # imports torch
 
     events.state("preparing")
@@ -97,8 +107,12 @@ def _load_corpus(job: Job) -> Corpus:
         raise BadData(error.description) from None
 
 
-def _set_threads(num_threads: int) -> None:
-    """Bind the libraries that read their number of threads once, when they are imported."""
+def _bind_libraries(folder: Path) -> None:
+    """Tell libraries what they read once, when they are imported: how many threads, which device."""
+    try:
+        num_threads = read_job(folder).num_threads
+    except InvalidSpec:
+        return  # told by `run`
     os.environ["OMP_NUM_THREADS"] = str(num_threads)
     os.environ["RAYON_NUM_THREADS"] = str(num_threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if num_threads > 1 else "false")

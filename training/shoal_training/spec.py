@@ -1,8 +1,8 @@
 """What defines a training job: the typed spec, its plain tree and how YAML is read.
 
-The tree has the field names of `TrainingSpec` in protos/shoal/v1/train.proto, with enum values in lower case and durations as
-seconds (`checkpoint_interval_s`, `time_limit_s`). A `Spec` is always resolved: every default is filled in. Nothing here
-imports torch.
+The tree has the field names of `TrainingSpec` in protos/shoal/v1/train.proto, with enum values in lower case and
+durations as seconds (`checkpoint_interval_s`, `time_limit_s`). A `Spec` is always resolved: every default is filled
+in. Nothing here imports torch.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Runs transformers' Trainer under our own rules: order of rows, checkpoints, evaluations, stopping, divergence.
 
-Trainer does what it does well: the loop, gradients, optimizer, schedule, and saving and loading of their states. Everything
-that decides which row comes next, what counts as a checkpoint and what is best lies outside it, so that a run that was
-killed and resumed goes through the very same steps as an undisturbed one. Evaluation happens inside a step's end, before
-that step's checkpoint, and draws no random numbers.
+Trainer does what it does well: the loop, gradients, optimizer, schedule, and saving and loading of their states.
+Everything that decides which row comes next, what counts as a checkpoint and what is best lies outside it, so that a
+run that was killed and resumed goes through the very same steps as an undisturbed one. Evaluation happens inside a
+step's end, before that step's checkpoint, and draws no random numbers.
 """
 
 from __future__ import annotations

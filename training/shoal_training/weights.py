@@ -1,4 +1,4 @@
-"""The trained weights of a model on the disk: those parameters that require gradients, by name, as they are in memory."""
+"""The trained weights of a model on the disk: the parameters that require gradients, by name, bit by bit."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ class Family:
     def build(self, folder: Path, auto_class: str, dropout: float, labels: tuple[str, ...]) -> Any:
         """The base in `folder` with the head of `auto_class`, in float32, on the CPU.
 
-        A classifier's head is kept only where it was trained for exactly these labels; otherwise a new one is drawn from
-        torch's current random state.
+        A classifier's head is kept only where it was trained for exactly these labels; otherwise a new one is drawn
+        from torch's current random state.
 
         Raises:
             BaseMissing: the folder cannot be opened.

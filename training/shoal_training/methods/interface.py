@@ -9,7 +9,7 @@ class Method(Protocol):
     """One way to train a model."""
 
     def apply(self, model: Any, objective: str) -> Any:
-        """The model to train; which of its parameters require gradients says what is learnt. Uses torch's random state."""
+        """The model to train, its learnt parameters requiring gradients. Draws from torch's random state."""
 
     def merge(self, model: Any) -> Any:
         """The plain transformers model that computes the same as the trained one."""

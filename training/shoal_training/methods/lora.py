@@ -25,7 +25,7 @@ class Lora:
         config = peft.LoraConfig(
             task_type=peft.TaskType.SEQ_CLS if classifies else peft.TaskType.CAUSAL_LM,
             r=self._settings.rank,
-            lora_alpha=self._settings.alpha,
+            lora_alpha=self._settings.alpha,  # type: ignore[arg-type]  # any number will do
             lora_dropout=self._settings.dropout,
             target_modules="all-linear",
         )

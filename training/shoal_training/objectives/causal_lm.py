@@ -32,7 +32,7 @@ class CausalLM:
     cut_means: ClassVar[str] = "they were cut into several sequences"
 
     def tokenize(self, examples: list[Example], tokenizer: Any, max_len: int, check: Check) -> Tokenized:
-        """At least one sequence for each example; a longer one is cut into pieces, and no token is lost but a lone last one."""
+        """Sequences of each example; a longer one is cut into pieces, and no token is lost but a lone last one."""
         rows: list[TokenRow] = []
         num_cut = 0
         eos_id = tokenizer.eos_token_id
@@ -51,7 +51,12 @@ class CausalLM:
         return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)}
 
     def evaluate(
-        self, model: Any, rows: list[TokenRow], labels: tuple[str, ...], pad_id: int, check: Check
+        self,
+        model: Any,
+        rows: list[TokenRow],
+        labels: tuple[str, ...],  # noqa: ARG002
+        pad_id: int,
+        check: Check,
     ) -> Evaluation:
         """Mean loss of a token in nats, its exponential, and how many tokens were predicted."""
         total_loss, num_tokens = 0.0, 0
