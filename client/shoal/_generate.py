@@ -122,17 +122,22 @@ def build_generation(prompt: str | None, options: types.GenerateOptions) -> gene
         raise InvalidRequestError.of([FieldViolation(field="generation", description=str(error))]) from None
 
 
-def _build_chat(messages: Sequence[types.ChatMessage | types.ChatMessageDict]) -> generate_pb2.Chat:
+def _build_chat(messages: Sequence[types.AnyChatMessage]) -> generate_pb2.Chat:
     chat = generate_pb2.Chat()
     for index, message in enumerate(messages):
-        role, content = (
-            (message.role, message.content)
-            if isinstance(message, types.ChatMessage)
-            else (message.get("role", ""), message.get("content", ""))
-        )
+        role, content = _role_and_content(message)
         number = ROLES.number(f"generation.chat.messages[{index}].role", role)
         chat.messages.add(role=number, content=content)
     return chat
+
+
+def _role_and_content(message: types.AnyChatMessage) -> tuple[str, str]:
+    if isinstance(message, types.ChatMessage):
+        return message.role, message.content
+    if isinstance(message, tuple):
+        role, content = message
+        return role, content
+    return message.get("role", ""), message.get("content", "")
 
 
 def _build_sampling(options: types.GenerateOptions) -> generate_pb2.SamplingParams:

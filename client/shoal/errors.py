@@ -98,7 +98,11 @@ class InvalidRequestError(RpcError):
         """An error found by the client itself, before anything was sent."""
         found = tuple(violations)
         message = "; ".join(f"{violation.field}: {violation.description}" for violation in found)
-        return cls(message, code=grpc.StatusCode.INVALID_ARGUMENT, details=ErrorDetails(violations=found))
+        return cls(
+            message,
+            code=grpc.StatusCode.INVALID_ARGUMENT,
+            details=ErrorDetails(reason="INVALID_REQUEST", violations=found),
+        )
 
 
 class NotFoundError(RpcError):

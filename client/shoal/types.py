@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, NamedTuple, Required, TypeAlias, TypedDict
+from typing import Literal, NamedTuple, TypeAlias, TypedDict
 
 from shoal.errors import RpcError
 from shoal.v1.train_pb2 import TrainingSpec as TrainingSpec
@@ -50,7 +50,7 @@ class ClassifyOptions(ModelOptions, total=False):
 class GenerateOptions(ModelOptions, total=False):
     """What generating takes. Exactly one of prompt, messages and token_ids."""
 
-    messages: Sequence[ChatMessage | ChatMessageDict]
+    messages: Sequence[AnyChatMessage]
     token_ids: Sequence[int]
     max_new_tokens: int  # default: the server's (256)
     min_new_tokens: int  # default 0
@@ -67,11 +67,11 @@ class GenerateOptions(ModelOptions, total=False):
     num_completions: int  # 1 to 16; default 1
 
 
-class ChatMessageDict(TypedDict, total=False):
+class ChatMessageDict(TypedDict):
     """A chat message as a plain mapping."""
 
-    role: Required[str]
-    content: Required[str]
+    role: str
+    content: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +80,10 @@ class ChatMessage:
 
     role: ChatRole
     content: str
+
+
+# A chat message, or its role and content as a mapping or a tuple.
+AnyChatMessage: TypeAlias = ChatMessage | ChatMessageDict | tuple[str, str]
 
 
 # --- common ---------------------------------------------------------------------------------------------------------
@@ -149,6 +153,11 @@ class ClassifyResult:
     served_by: ServedBy
     timings: Timings
     request_id: str
+
+    @property
+    def version(self) -> int:
+        """Number of the version that answered."""
+        return self.served_by.version
 
     def __len__(self) -> int:
         return len(self.results)
@@ -248,6 +257,11 @@ class GenerateResult:
     def text(self) -> str:
         """The text of the first completion."""
         return self.completions[0].text
+
+    @property
+    def version(self) -> int:
+        """Number of the version that answered."""
+        return self.summary.served_by.version
 
 
 # --- models ---------------------------------------------------------------------------------------------------------
