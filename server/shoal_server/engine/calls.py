@@ -58,6 +58,7 @@ class Calls:
         self._reply = reply
         self._batcher = Batcher(config.classify)
         self._schedulers: dict[VersionKey, Scheduler] = {}
+        self._block_bytes: dict[VersionKey, int] = {}  # one KV block of a generator
         self._open: dict[int, dict[CallKey, VersionKey]] = {}  # by peer: its open calls
         self._turns = Turns()
         self._statistics = Statistics()
@@ -90,12 +91,14 @@ class Calls:
         """Calls may name this version from now on."""
         if isinstance(ready, ReadyGenerator):
             allocator = BlockAllocator(num_blocks=ready.cache.num_blocks, block_tokens=ready.cache.block_tokens)
+            self._block_bytes[ready.key] = ready.cache.num_bytes // ready.cache.num_blocks
             self._schedulers[ready.key] = Scheduler(ready.key, self._config.generate, allocator)
 
     def remove_version(self, key: VersionKey) -> None:
         """Forget a version on which nothing runs."""
         assert self.num_open(key) == 0, "only idle versions are removed"
         self._schedulers.pop(key, None)
+        self._block_bytes.pop(key, None)
         self._batcher.remove_version(key)
         self._turns.forget(key)
         self._statistics.forget(key)
@@ -104,6 +107,13 @@ class Calls:
         """Calls on a version that are not answered."""
         scheduler = self._schedulers.get(key)
         return scheduler.num_open if scheduler else self._batcher.num_open(key)
+
+    def untouched_cache_bytes(self) -> int:
+        """KV caches' memory that counts as free but is promised; called by the loader thread."""
+        if not self._device.commits_lazily:
+            return 0
+        allocators = [(key, scheduler.allocator) for key, scheduler in list(self._schedulers.items())]
+        return sum((a.num_blocks - a.num_touched) * self._block_bytes.get(key, 0) for key, a in allocators)
 
     def next_event_s(self) -> float:
         """When something is to be done though nothing arrives."""

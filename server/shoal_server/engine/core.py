@@ -53,7 +53,12 @@ class Engine:
         self._inbox: Inbox = SimpleQueue()
         self._address = f"{startup.runtime_dir}/engine-{startup.index}-{startup.incarnation}.sock"
         self._endpoint = Endpoint(address=self._address, control_address=startup.control_address, inbox=self._inbox)
-        self._loader = Loader(device, startup.config.generate, self._inbox)
+        self._loader = Loader(
+            device,
+            startup.config.generate,
+            self._inbox,
+            promised_bytes=lambda: self._calls.untouched_cache_bytes(),
+        )
         runner = ModelRunner(device.torch_device)
         self._versions = Versions(engine_id=startup.index, runner=runner, loader=self._loader, report=self._report)
         self._calls = Calls(startup.config, runner=runner, versions=self._versions, device=device, reply=self._reply)

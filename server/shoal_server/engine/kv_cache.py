@@ -20,6 +20,7 @@ class BlockAllocator:
         self.block_tokens = block_tokens
         self._free = list(range(num_blocks - 1, -1, -1))
         self._tables: dict[CallKey, tuple[int, ...]] = {}
+        self.num_touched = 0  # blocks that were ever used: those used last are used first again
 
     @property
     def num_free(self) -> int:
@@ -47,6 +48,7 @@ class BlockAllocator:
             return False
         if missing > 0:
             self._tables[key] = table + tuple(self._free.pop() for _ in range(missing))
+            self.num_touched = max(self.num_touched, self.num_used)
         return True
 
     def table(self, key: CallKey) -> tuple[int, ...]:

@@ -13,12 +13,14 @@ import queue
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from shoal_models.golden import GoldenMismatch
 from shoal_models.load import LoadedClassifier, LoadedGenerator, LoadError, load_version
 from shoal_models.manifest import Manifest, ManifestError, read_manifest, verify_files
+from shoal_models.memory import NotEnoughMemory, check_memory
 from shoal_models.packed import PackedRow, PagedCache
 
 from shoal_server.config import GenerateConfig
@@ -42,8 +44,12 @@ class LoadRefused(Exception):
 class Loader:
     """The loader thread and what waits for it."""
 
-    def __init__(self, device: Device, config: GenerateConfig, inbox: Inbox) -> None:
+    def __init__(
+        self, device: Device, config: GenerateConfig, inbox: Inbox, *, promised_bytes: Callable[[], int]
+    ) -> None:
+        """`promised_bytes` tells how much of the free memory belongs to served versions, though untouched so far."""
         self._device = device
+        self._promised_bytes = promised_bytes
         self._config = config
         self._inbox = inbox
         self._orders: queue.SimpleQueue[LoadVersion | list[ReadyVersion]] = queue.SimpleQueue()
@@ -102,12 +108,13 @@ class Loader:
         return ReadyGenerator(key=key, manifest=manifest, model=model, cache=cache, load_s=time.monotonic() - began_s)
 
     def _check_memory(self, manifest: Manifest) -> None:
-        needed = manifest.weight_bytes * 3
-        memory = self._device.memory()
-        if needed > memory.free_bytes:
-            raise LoadRefused(
-                f"needs about {needed:,} bytes to load; {memory.free_bytes:,} of {memory.total_bytes:,} are free"
-            )
+        check_memory(
+            manifest,
+            dtype=self._device.dtype,
+            device=self._device.torch_device,
+            cache_bytes=self._config.kv_cache_bytes if manifest.kind == "generator" else 0,
+            available_bytes=max(self._device.memory().free_bytes - self._promised_bytes(), 0),
+        )
 
     def _num_blocks(self, model: LoadedGenerator) -> int:
         """As many as the configured bytes hold, but no more than every running sequence could fill."""
@@ -132,7 +139,7 @@ class Loader:
 
 def _reason(error: Exception) -> str:
     """Why a version was refused, for people."""
-    if isinstance(error, ManifestError | LoadError | GoldenMismatch | LoadRefused):
+    if isinstance(error, ManifestError | NotEnoughMemory | LoadError | GoldenMismatch | LoadRefused):
         return str(error)
     if is_out_of_memory(error):
         return "the device ran out of memory while loading it"

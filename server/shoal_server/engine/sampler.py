@@ -2,8 +2,7 @@
 
 Filters apply in the order of generate.proto: repetition penalty, temperature, top_k, top_p, min_p. Randomness is a
 function of a request's seed and the index of the token alone, so that a seed gives the same text whatever else is in
-the batch.
-A batch that is all greedy costs one argmax.
+the batch. A batch that is all greedy costs one argmax.
 
 W wanted rows, R rows among them with some need, V vocabulary, K candidates.
 """
@@ -183,7 +182,7 @@ def _largest(logits_RV: Tensor, num: int) -> Tensor:
     values_RV = logits_RV.numpy()  # numpy's vectorised partition and sort are ten times as fast as torch's
     if num < values_RV.shape[1]:
         values_RV = np.partition(values_RV, -num, axis=-1)[:, -num:]
-    return torch.from_numpy(np.ascontiguousarray(np.sort(values_RV, axis=-1)[:, ::-1]))
+    return torch.from_numpy(np.sort(values_RV, axis=-1)[:, ::-1].copy())
 
 
 def _invert(weights_RV: Tensor, uniforms_R: Tensor) -> list[int]:

@@ -21,6 +21,7 @@ class CpuDevice:
     """The cores that this engine was given."""
 
     name = "cpu"
+    commits_lazily = True
 
     def __init__(self, config: EngineConfig) -> None:
         self.full_name = _processor_name()

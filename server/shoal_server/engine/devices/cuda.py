@@ -14,6 +14,8 @@ _RESERVE_BYTES = 256 * 2**20  # for kernels' workspaces, beside what a version i
 class CudaDevice:
     """One GPU; kernels are chosen in shoal_models."""
 
+    commits_lazily = False
+
     def __init__(self, config: EngineConfig, name: str) -> None:
         device = _device(name)
         self.torch_device = device

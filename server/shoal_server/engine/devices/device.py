@@ -19,6 +19,7 @@ class Device(Protocol):
     full_name: str  # for people
     torch_device: torch.device
     dtype: torch.dtype  # of served weights
+    commits_lazily: bool  # memory that was never written to still counts as free
 
     def setup(self) -> None:
         """Settle what holds for the whole process; called once, by the compute thread."""
