@@ -1,0 +1,224 @@
+"""What surrounds every RPC: authentication, request id, parsing, errors to statuses, one log line and the metrics.
+
+Handlers are wrapped once, when they are registered, which costs a call nothing where gRPC's own interceptors would
+cost it several coroutines. They get and give protobuf messages; here bytes become messages, so that malformed bytes
+are a client's error like any other. A handler that streams writes through `Outgoing`: cancellation then always
+reaches it as CancelledError.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final, Generic, NoReturn, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from shoal_server.errors import InternalFault, InvalidRequest, ServerError
+from shoal_server.front.credentials import TokenBook
+from shoal_server.front.metrics import FrontMetrics
+from shoal_server.front.rpc import Rpc, choose_request_id
+from shoal_server.front.status import CODES, as_server_error, to_status, trailing_metadata
+from shoal_server.log import Log
+
+REQUEST_ID_KEY: Final = "x-request-id"
+_log = Log(__name__)
+
+Request = TypeVar("Request", bound=Message)
+Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+class Incoming(Generic[Request]):
+    """The messages of a client's stream."""
+
+    def __init__(self, context: Context, request: type[Request]) -> None:
+        self._context = context
+        self._request = request
+
+    async def read(self) -> Request | None:
+        """The next message; None once the client has said everything.
+
+        Raises:
+            InvalidRequest: the bytes are no such message.
+        """
+        raw = await self._context.read()
+        return None if raw is grpc.aio.EOF else _parse(self._request, raw)
+
+
+class Outgoing:
+    """The messages of the server's stream."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def write(self, message: Message) -> None:
+        """Send a message; returns when the transport has room, and not before the client reads."""
+        await self._context.write(message.SerializeToString())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """One method of a service. The handler's arguments after the `Rpc` depend on which sides stream:
+
+    neither: (request) -> response;  server: (request, Outgoing);  client: (Incoming) -> response;  both: (Incoming,
+    Outgoing).
+    """
+
+    name: str
+    request: type[Message]
+    handler: Callable[..., Awaitable[Any]]
+    client_streams: bool = False
+    server_streams: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A service by its full name, and who may call it."""
+
+    name: str
+    methods: tuple[Method, ...]
+    open_to_all: bool = False  # health is, since probes carry no token
+    quiet: bool = False  # no INFO line: probes and the like
+
+
+class Interceptors:
+    """Wraps handlers with everything that is the same for all of them."""
+
+    def __init__(self, metrics: FrontMetrics, tokens: TokenBook) -> None:
+        self._metrics = metrics
+        self._tokens = tokens
+
+    def wrap(self, service: Service) -> grpc.GenericRpcHandler[Any, Any]:
+        """The handler to register for a service."""
+        handlers = {method.name: self._handler(service, method) for method in service.methods}
+        return grpc.method_handlers_generic_handler(service.name, handlers)
+
+    def _handler(self, service: Service, method: Method) -> Any:
+        if method.client_streams and method.server_streams:
+            return grpc.stream_stream_rpc_method_handler(self._stream_stream(service, method))
+        if method.client_streams:
+            return grpc.stream_unary_rpc_method_handler(self._stream_unary(service, method))
+        if method.server_streams:
+            return grpc.unary_stream_rpc_method_handler(self._unary_stream(service, method))
+        return grpc.unary_unary_rpc_method_handler(self._unary_unary(service, method))
+
+    def _unary_unary(self, service: Service, method: Method) -> Any:
+        async def handle(raw: bytes, context: Context) -> bytes:
+            async def answer(rpc: Rpc) -> bytes:
+                response: Message = await method.handler(rpc, _parse(method.request, raw))
+                return response.SerializeToString()
+
+            return await self._run(service, method, context, answer)
+
+        return handle
+
+    def _unary_stream(self, service: Service, method: Method) -> Any:
+        async def handle(raw: bytes, context: Context) -> None:
+            async def answer(rpc: Rpc) -> None:
+                await method.handler(rpc, _parse(method.request, raw), Outgoing(context))
+
+            await self._run(service, method, context, answer)
+
+        return handle
+
+    def _stream_unary(self, service: Service, method: Method) -> Any:
+        async def handle(_: Any, context: Context) -> bytes:
+            async def answer(rpc: Rpc) -> bytes:
+                response: Message = await method.handler(rpc, Incoming(context, method.request))
+                return response.SerializeToString()
+
+            return await self._run(service, method, context, answer)
+
+        return handle
+
+    def _stream_stream(self, service: Service, method: Method) -> Any:
+        async def handle(_: Any, context: Context) -> None:
+            async def answer(rpc: Rpc) -> None:
+                await method.handler(rpc, Incoming(context, method.request), Outgoing(context))
+
+            await self._run(service, method, context, answer)
+
+        return handle
+
+    async def _run(
+        self, service: Service, method: Method, context: Context, answer: Callable[[Rpc], Awaitable[Any]]
+    ) -> Any:
+        """Run one RPC to its one end, and tell log and metrics of it."""
+        metadata = _text_metadata(context)
+        rpc = Rpc(
+            method=method.name,
+            request_id=choose_request_id(metadata.get(REQUEST_ID_KEY)),
+            remaining_s=context.time_remaining(),
+        )
+        code, error = grpc.StatusCode.OK, None
+        try:
+            await context.send_initial_metadata(((REQUEST_ID_KEY, rpc.request_id),))
+            if not service.open_to_all:
+                self._tokens.check(metadata.get("authorization"))
+            return await answer(rpc)
+        except asyncio.CancelledError:
+            if _is_cancelled():  # by gRPC: the client left, or its deadline passed
+                code = grpc.StatusCode.DEADLINE_EXCEEDED if rpc.expired() else grpc.StatusCode.CANCELLED
+                raise
+            error = InternalFault("internal error: an awaited step was cancelled")  # unanswered, the client would hang
+        except grpc.aio.BaseError:  # a batch failed: the client is gone
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except Exception as caught:
+            error = self._to_tell(rpc, caught)
+        finally:
+            self._ended(service, rpc, CODES[type(error)] if error is not None else code)
+        return await _abort(context, error)
+
+    def _to_tell(self, rpc: Rpc, caught: Exception) -> ServerError:
+        error = as_server_error(caught, rpc.request_id)
+        if error is not caught:  # the exception's own text may quote a request, so only its place is logged
+            place = " < ".join(
+                f"{f.name} {f.filename}:{f.lineno}" for f in reversed(traceback.extract_tb(caught.__traceback__))
+            )
+            _log.error("rpc_fault", method=rpc.method, request_id=rpc.request_id, error=type(caught).__name__, at=place)
+        self._metrics.count_rejected(error.reason, rpc.version)
+        return error
+
+    def _ended(self, service: Service, rpc: Rpc, code: grpc.StatusCode) -> None:
+        duration_s = time.monotonic() - rpc.started_s
+        self._metrics.count_rpc(rpc.method, code.name, rpc.version, duration_s)
+        (_log.debug if service.quiet else _log.info)(
+            "rpc",
+            method=rpc.method,
+            code=code.name,
+            request_id=rpc.request_id,
+            model=rpc.version[0],
+            version=rpc.version[1],
+            total_ms=round(duration_s * 1e3, 2),
+            tokenize_ms=round(rpc.tokenize_s * 1e3, 2),
+            queue_ms=round(rpc.queue_s * 1e3, 2),
+            run_ms=round(rpc.run_s * 1e3, 2),
+        )
+
+
+async def _abort(context: Context, error: ServerError) -> NoReturn:
+    status = to_status(error)
+    await context.abort(CODES[type(error)], status.message, trailing_metadata(error, status))
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _text_metadata(context: Context) -> dict[str, str]:
+    """The client's metadata without its binary entries; of keys sent twice the last."""
+    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+
+
+def _parse(request: type[Request], raw: bytes) -> Request:
+    try:
+        return request.FromString(raw)
+    except DecodeError:
+        name = request.DESCRIPTOR.full_name
+        raise InvalidRequest(f"the bytes are no {name}") from None
