@@ -30,6 +30,7 @@ class LoadedClassifier:
         self.manifest = manifest
         self.execution = PACKED_EXECUTION  # or "one by one: <why>"
         self.compute_dtype = "float32"
+        self.device: torch.device = next(model.parameters()).device
         self._model: Any = model
         self._body: Any = model.base_model
         self._head = _head_alone(model, self._body)
@@ -54,8 +55,7 @@ class LoadedClassifier:
     def cast(self, compute: Compute) -> None:
         """Bring the weights, still as they were loaded, into the form they are served in."""
         convert(self._model, compute)
-        device = next(self._model.parameters()).device
-        if device.type == "cpu" and compute.computed == torch.bfloat16:
+        if self.device.type == "cpu" and compute.computed == torch.bfloat16:
             prepack_linears(self._model)
             self._head = _head_alone(self._model, self._body)
         self.compute_dtype = compute.name

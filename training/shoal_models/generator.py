@@ -25,10 +25,10 @@ class LoadedGenerator:
         self.manifest = manifest
         self.execution = "packed"
         self.compute_dtype = "float32"
+        self.device: torch.device = next(model.parameters()).device
         self._dtype = torch.float32
         self._shape = shape
         self._model: Any = model
-        self._device = next(model.parameters()).device
         self._model.set_attn_implementation(PACKED)
 
     @property
@@ -39,7 +39,7 @@ class LoadedGenerator:
     def new_cache(self, num_blocks: int, block_tokens: int) -> PagedCache:
         """An empty cache for this model, on its device."""
         return PagedCache(
-            self._shape, num_blocks=num_blocks, block_tokens=block_tokens, dtype=self._dtype, device=self._device
+            self._shape, num_blocks=num_blocks, block_tokens=block_tokens, dtype=self._dtype, device=self.device
         )
 
     def logits(self, row: PackedRow, wanted_W: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class LoadedGenerator:
     def cast(self, compute: Compute) -> None:
         """Bring the weights, still as they were loaded, into the form they are served in."""
         convert(self._model, compute)
-        if self._device.type == "cpu":
+        if self.device.type == "cpu":
             prepack_linears(self._model)
         self._dtype = compute.computed
         self.compute_dtype = compute.name

@@ -29,7 +29,7 @@ _SPREAD_SHARE = 0.05  # of the largest golden logit: what computing in bfloat16 
 _ROUNDING_FACTOR = 3.0  # over what rounding the weights to bfloat16 alone was seen to add
 
 
-class GoldenMismatch(Exception):  # noqa: N818
+class GoldenMismatch(Exception):
     """A loaded version does not compute what it computed when published; the message says where and by how much."""
 
 
@@ -62,9 +62,7 @@ def record_golden(
     )
 
 
-def check_golden(
-    loaded: LoadedClassifier | LoadedGenerator, path: Path, manifest: Manifest, *, device: torch.device
-) -> None:
+def check_golden(loaded: LoadedClassifier | LoadedGenerator, path: Path, manifest: Manifest) -> None:
     """Recompute the golden outputs in the dtype that `loaded` computes in now.
 
     Compared at `fp32_tolerance` where that is plain float32, else at `serving_tolerance`.
@@ -77,7 +75,7 @@ def check_golden(
     sequences, expected = _read(path / GOLDEN_NAME)
     exact = loaded.compute_dtype == "float32"
     tolerance = manifest.golden.fp32_tolerance if exact else manifest.golden.serving_tolerance
-    found = _logits(loaded, sequences, device).cpu()
+    found = _logits(loaded, sequences).cpu()
     if found.shape != expected.shape:
         raise GoldenMismatch(f"golden outputs have shape {tuple(expected.shape)}; the model gives {tuple(found.shape)}")
     differences = (found - expected).abs().amax(1)
@@ -122,7 +120,8 @@ def _read(file: Path) -> tuple[list[list[int]], Tensor]:
     return [part.tolist() for part in parts], torch.from_numpy(logits.astype(np.float32))
 
 
-def _logits(loaded: LoadedClassifier | LoadedGenerator, sequences: list[list[int]], device: torch.device) -> Tensor:
+def _logits(loaded: LoadedClassifier | LoadedGenerator, sequences: list[list[int]]) -> Tensor:
+    device = loaded.device
     row = pack(sequences, device=device)
     if isinstance(loaded, LoadedClassifier):
         return loaded.logits(row)

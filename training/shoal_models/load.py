@@ -57,7 +57,7 @@ def load_version(
     _check_limits(model.config, manifest)
     loaded: LoadedClassifier | LoadedGenerator
     loaded = _classifier(model, manifest) if manifest.kind == "classifier" else _generator(model, manifest)
-    return _checked(loaded, path, manifest, compute, device)
+    return _checked(loaded, path, manifest, compute)
 
 
 def open_model(path: Path, architecture: str) -> Any:
@@ -119,11 +119,11 @@ def _generator(model: Any, manifest: Manifest) -> LoadedGenerator:
 
 
 def _checked(
-    loaded: LoadedClassifier | LoadedGenerator, path: Path, manifest: Manifest, compute: Compute, device: torch.device
+    loaded: LoadedClassifier | LoadedGenerator, path: Path, manifest: Manifest, compute: Compute
 ) -> LoadedClassifier | LoadedGenerator:
-    check_golden(loaded, path, manifest, device=device)
+    check_golden(loaded, path, manifest)
     loaded.cast(compute)
-    check_golden(loaded, path, manifest, device=device)
+    check_golden(loaded, path, manifest)
     return loaded
 
 

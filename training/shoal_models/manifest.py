@@ -101,10 +101,11 @@ class Manifest:
         return sum(entry.size_bytes for entry in self.files if entry.path.endswith(".safetensors"))
 
 
-def publish(repository: Path, manifest: Manifest, write: Callable[[Path], None]) -> Manifest:
+def publish(repository: Path, manifest: Manifest, write: Callable[[Path], Manifest | None]) -> Manifest:
     """Write a new version and make it appear at once and whole; returns its manifest with version and files.
 
-    `write` fills an empty temporary folder beside the final one. The number is the next free one, whatever
+    `write` fills an empty temporary folder beside the final one, and may return the manifest completed by what it found
+    in doing so. The number is the next free one, whatever
     `manifest.version` says; a publisher that loses a race for it takes the next.
 
     Raises:
@@ -117,7 +118,7 @@ def publish(repository: Path, manifest: Manifest, write: Callable[[Path], None])
     temporary = folder / f"{_TMP_PREFIX}{os.getpid()}-{time.time_ns()}"
     temporary.mkdir()
     try:
-        write(temporary)
+        manifest = write(temporary) or manifest
         files = _describe_files(temporary)
         version = _claim_next(folder)
         final = dataclasses.replace(manifest, version=version, files=files, created_s=time.time())

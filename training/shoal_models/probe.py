@@ -30,7 +30,7 @@ _CHUNKS = (  # for each step: how many tokens of which sequence
 _RELATIVE_TOLERANCE = 1e-4
 
 
-class ProbeFailure(Exception):  # noqa: N818
+class ProbeFailure(Exception):
     """Packed rows do not work for this model; the message says how that showed."""
 
 
