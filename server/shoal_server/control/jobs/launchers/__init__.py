@@ -1,0 +1,1 @@
+"""Ways to start the process of a training job."""
