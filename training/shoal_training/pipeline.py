@@ -44,7 +44,6 @@ class Prepared:
     corpus: Corpus
     base_folder: Path
     base_digest: str
-    tokenizer: Any
     method: Method
     session: Session
     checkpoint: Checkpoint | None  # where to go on from
@@ -94,7 +93,6 @@ def prepare(job: Job, corpus: Corpus, events: EventLog, guard: Guard) -> Prepare
         corpus=corpus,
         base_folder=base_folder,
         base_digest=base_digest,
-        tokenizer=tokenizer,
         method=method,
         session=session,
         checkpoint=_find_checkpoint(store),
@@ -137,9 +135,9 @@ def publish(prepared: Prepared, metrics: dict[str, float]) -> Manifest:
             job_id=job.job_id,
             spec=prepared.spec,
             model=prepared.method.merge(session.model),
-            tokenizer=prepared.tokenizer,
-            base_folder=prepared.base_folder,
+            tokenizer=load_tokenizer(prepared.base_folder),  # anew: tokenizing rows set truncation on the other
             base_digest=prepared.base_digest,
+            licence=_licence(prepared),
             kind=session.objective.kind,
             labels=prepared.corpus.labels,
             metrics=metrics,
@@ -162,6 +160,11 @@ def _open_base(job: Job) -> tuple[Path, str]:
         raise BaseMissing(error.description) from None
     except manifests.ManifestError as error:
         raise BaseMissing(f"{job.spec.base} is refused: {error}") from None
+
+
+def _licence(prepared: Prepared) -> str:
+    """The base's, where it has a manifest."""
+    return manifests.read_manifest(prepared.base_folder).licence if prepared.spec.base.model else ""
 
 
 def _complete(spec: Spec, base_folder: Path) -> Spec:

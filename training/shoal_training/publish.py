@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from shoal_models import manifest as manifests
-from shoal_models.golden import record_golden
 from shoal_models.manifest import Manifest
+from shoal_models.save import publish_model
 
 from shoal_training.spec import Spec
 
@@ -25,14 +25,14 @@ class Trained:
     job_id: str
     spec: Spec
     model: Any  # merged, float32
-    tokenizer: Any
-    base_folder: Path
+    tokenizer: Any  # as the base has it
     base_digest: str
+    licence: str
     kind: str
     labels: tuple[str, ...]
     metrics: dict[str, float]
     data_digests: dict[str, str]
-    golden_rows: list[list[int]]  # token ids of validation rows
+    golden_rows: list[list[int]]  # token ids of validation rows, used only where the spec allows it
 
 
 def publish(trained: Trained, repository: Path) -> Manifest:
@@ -42,17 +42,16 @@ def publish(trained: Trained, repository: Path) -> Manifest:
         OSError: the disk is full or not writable; nothing is left behind.
     """
     spec = trained.spec
-    config = trained.model.config
-    base = manifests.Manifest(
+    manifest = Manifest(
         model=spec.name,
-        version=0,
+        version=0,  # given by the repository
         kind=trained.kind,
         family=spec.family,
-        architecture=type(trained.model).__name__,
+        architecture="",  # this and all that is not named is read off the model
         head="single_label" if trained.labels else "",
         labels=trained.labels,
-        max_tokens=spec.max_len,
-        vocabulary_size=config.vocab_size,
+        max_tokens=0,
+        vocabulary_size=0,
         weight_dtype=spec.publish_dtype,
         source="job",
         job_id=trained.job_id,
@@ -65,16 +64,10 @@ def publish(trained: Trained, repository: Path) -> Manifest:
         packages=packages(),
         hardware=hardware(),
         seed=spec.seed,
+        licence=trained.licence,
     )
-    golden = []
-
-    def write(folder: Path) -> None:
-        trained.model.eval()
-        trained.model.save_pretrained(folder)
-        trained.tokenizer.save_pretrained(folder)
-        golden.append(record_golden(trained.model, folder))
-
-    return manifests.publish(repository, base, write)
+    golden_inputs = trained.golden_rows if spec.golden == "data" else None
+    return publish_model(trained.model, trained.tokenizer, repository, manifest, golden_inputs=golden_inputs)
 
 
 def find_published(repository: Path, model: str, job_id: str) -> Manifest | None:

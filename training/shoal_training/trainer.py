@@ -36,6 +36,7 @@ def train(session: Session, checkpoint: Checkpoint | None) -> int:
         TimeLimitPassed, Diverged: the job is over.
     """
     first_step = checkpoint.step if checkpoint else 0
+    use_cache = getattr(session.model.config, "use_cache", None)  # Trainer turns it off in what will be published
     trainer = JobTrainer(session, ProgressReporter(session.events, session.total_steps, first_step))
     if checkpoint is not None:
         session.selection = checkpoint.selection
@@ -45,6 +46,8 @@ def train(session: Session, checkpoint: Checkpoint | None) -> int:
         if session.is_finished(first_step):
             return first_step
     trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+    if use_cache is not None:
+        session.model.config.use_cache = use_cache
     last_step = int(trainer.state.global_step)
     if not session.is_finished(last_step):
         raise StopRequested

@@ -5,6 +5,7 @@ Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from shoal_training.compatibility import SEQUENCE_CLASSIFICATION
@@ -20,6 +21,7 @@ class Lora:
     def apply(self, model: Any, objective: str) -> Any:
         """The model wrapped by peft."""
         import peft
+        from transformers.pytorch_utils import Conv1D
 
         classifies = objective == SEQUENCE_CLASSIFICATION
         config = peft.LoraConfig(
@@ -28,8 +30,14 @@ class Lora:
             lora_alpha=self._settings.alpha,  # type: ignore[arg-type]  # any number will do
             lora_dropout=self._settings.dropout,
             target_modules="all-linear",
+            fan_in_fan_out=any(
+                isinstance(module, Conv1D) for module in model.modules()
+            ),  # GPT-2 keeps weights transposed
         )
-        return peft.get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # peft still asks for a property that transformers renamed.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            return peft.get_peft_model(model, config)
 
     def merge(self, model: Any) -> Any:
         """The base with its weights updated; the wrapped model is used up."""
