@@ -68,7 +68,8 @@ class Endpoint:
     def send(self, replies: Sequence[Reply]) -> None:
         """Send messages, in order; called by the compute loop. Those to a peer that is gone are dropped."""
         assert self._loop is not None, "started before"
-        self._loop.call_soon_threadsafe(self._deliver, replies)
+        if not self._loop.is_closed():  # it is when the thread has failed, and the end is near
+            self._loop.call_soon_threadsafe(self._deliver, replies)
 
     def remove_socket(self) -> None:
         """Take the socket's name from the file system."""
@@ -97,6 +98,7 @@ class Endpoint:
                     self._inbox.put(OrdersReceived(messages=await control.receive()))
             except ChannelClosed:
                 self._inbox.put(Stop(reason="control is gone"))
+            await asyncio.Event().wait()  # the process ends with the compute loop; until then replies go out
 
     async def _serve_front(self, channel: Channel[Any]) -> None:
         self._last_peer_id += 1

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-
 from shoal_server.engine.request import CallKey, ClassifyRequest, GenerateRequest, VersionKey, order_of
 from shoal_server.ipc.messages import Priority, Sampling
 

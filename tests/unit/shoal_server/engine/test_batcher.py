@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from shoal_server.config import ClassifyConfig
 from shoal_server.engine.batcher import Batcher, ClassifyPlan
 from shoal_server.engine.request import CallKey, ClassifyRequest, VersionKey, order_of

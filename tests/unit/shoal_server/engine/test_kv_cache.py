@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from shoal_server.engine.kv_cache import BlockAllocator, KVCacheCorruption
 from shoal_server.engine.request import CallKey
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from shoal_server.engine import sampler
 from shoal_server.engine.sampler import NotFiniteLogits, choose, uniform
 from shoal_server.ipc.messages import Sampling

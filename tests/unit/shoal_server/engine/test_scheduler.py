@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from shoal_server.config import GenerateConfig
 from shoal_server.engine.kv_cache import BlockAllocator
 from shoal_server.engine.request import CallKey, GenerateRequest, VersionKey, order_of
 from shoal_server.engine.scheduler import Advance, Scheduler, StepPlan
-from shoal_server.errors import InvalidRequest, QueueFull
+from shoal_server.errors import InternalFault, InvalidRequest, QueueFull
 from shoal_server.ipc.messages import FinishReason, Priority, Sampling
 
 VERSION = VersionKey("story", 1)
@@ -116,6 +115,15 @@ def test_beyond_twice_the_bound_a_request_is_refused(make_generate):
         queue.add(make_generate(2, 2))
 
 
+def test_an_id_in_use_is_refused_and_the_first_request_goes_on(make_generate):
+    queue = scheduler()
+    request = make_generate(2, 2)
+    queue.add(request)
+    with pytest.raises(InternalFault):
+        queue.add(request)
+    assert queue.num_waiting == 1
+
+
 def test_an_abort_frees_blocks_at_once_and_the_next_step_knows_nothing_of_it(make_generate):
     queue = scheduler()
     first, second = make_generate(9, 9), make_generate(9, 9)
@@ -140,9 +148,7 @@ def test_a_running_request_whose_deadline_passes_ends_and_frees_its_blocks(make_
     assert queue.plan(5.0) is None
 
 
-@pytest.mark.parametrize(
-    ("token_id", "reason"), [(EOS, FinishReason.END_OF_SEQUENCE), (STOP, FinishReason.STOP_TOKEN)]
-)
+@pytest.mark.parametrize(("token_id", "reason"), [(EOS, FinishReason.END_OF_SEQUENCE), (STOP, FinishReason.STOP_TOKEN)])
 def test_an_end_or_stop_token_ends_and_is_no_output(make_generate, token_id, reason):
     queue = scheduler()
     queue.add(make_generate(3, 9, end_ids=frozenset({EOS}), stop_ids=frozenset({STOP})))
@@ -198,7 +204,9 @@ STEP = st.one_of(
     max_running=st.integers(1, 5),
     steps=st.lists(STEP, max_size=50),
 )
-def test_whatever_happens_every_request_is_computed_in_order_and_ends_once(num_blocks, token_budget, max_running, steps):
+def test_whatever_happens_every_request_is_computed_in_order_and_ends_once(
+    num_blocks, token_budget, max_running, steps
+):
     """Arrivals, aborts, failures, ends and deadlines in any order, with too few blocks; then run to the end.
 
     A shadow of the cache follows what was written where: a piece must find its whole context in its own blocks, so blocks
