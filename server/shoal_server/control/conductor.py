@@ -101,12 +101,12 @@ class Conductor:
         problem = ""
         try:
             await asyncio.to_thread(delete_version, self._repository, key.model, key.version)
-            _log.info("version_deleted", version=key)
+            _log.info("version_deleted", model=key.model, version=key.version)
         except FileNotFoundError:
-            _log.info("version_deleted_elsewhere", version=key)
+            _log.info("version_deleted_elsewhere", model=key.model, version=key.version)
         except OSError as error:
             problem = error.strerror or str(error)
-            _log.warning("version_not_deleted", version=key, error=problem)
+            _log.warning("version_not_deleted", model=key.model, version=key.version, error=problem)
         self.rollout.deletion_ended(key, failed=bool(problem))
         self.apply()
         return problem
@@ -114,7 +114,7 @@ class Conductor:
     def _carry_out(self, action: Action) -> None:
         match action:
             case SendLoad(engine_id=engine_id, key=key, path=path):
-                _log.info("version_loading", version=key, engine=engine_id)
+                _log.info("version_loading", model=key.model, version=key.version, engine=engine_id)
                 message = LoadVersion(model=key.model, version=key.version, path=path)
                 self._peers.send_to_engine(engine_id, message)
             case SendUnload(engine_id=engine_id, key=key):
@@ -134,13 +134,13 @@ class Conductor:
     def _note(self, action: NoteLive | NoteRejected | NoteFreed) -> None:
         match action:
             case NoteLive(key=key):
-                _log.info("version_live", version=key)
+                _log.info("version_live", model=key.model, version=key.version)
                 self.freed.revived(key)
             case NoteRejected(key=key, reason=reason):
-                _log.error("version_rejected", version=key, reason=reason)
+                _log.error("version_rejected", model=key.model, version=key.version, reason=reason)
                 self.num_rejections[key] += 1
             case NoteFreed(key=key):
-                _log.info("version_freed", version=key)
+                _log.info("version_freed", model=key.model, version=key.version)
                 self.freed.freed(key, time.monotonic())
 
     def _protected(self) -> set[VersionKey]:
