@@ -14,22 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import JobFolder, MakeJob, classification_rows, write_csv
 from safetensors.torch import load_file
-
 from shoal_training.guard import Guard
 from shoal_training.run import run
+from tiny_jobs import JobFolder, MakeJob, classification_rows, write_csv
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 METHODS = [{"full": {}}, {"lora": {"rank": 4, "dropout": 0.1}}]
 EVERY_STEP = 1e-6  # seconds between checkpoints
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class StoppingGuard(Guard):
@@ -73,8 +65,7 @@ def run_to_end(job: JobFolder, guards: Iterator[Guard]) -> int:
 @pytest.mark.parametrize("method", METHODS, ids=["full", "lora"])
 @pytest.mark.parametrize("looks", [12, 23])
 def test_stopping_again_and_again_changes_nothing(make_job: MakeJob, method: dict[str, Any], looks: int) -> None:
-    """6 steps an epoch, dropout on, an evaluation of a few looks after each epoch: stops fall into steps, epoch ends,
-    evaluations and preparation alike."""
+    """Dropout on, 6 steps an epoch: stops fall into steps, ends of epochs and evaluations alike."""
     fields = {"epochs": 3, "dropout": 0.2, "label_smoothing": 0.1, **method}
     undisturbed = make_job(folder="undisturbed", repository=None, **fields)
     assert run(undisturbed.path) == 0

@@ -11,21 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import MakeJob, classification_rows, write_csv
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
 from shoal_models import manifest as manifests
 from shoal_training.guard import Guard
 from shoal_training.run import run
+from tiny_jobs import MakeJob, classification_rows, write_csv
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_classification_goes_from_order_to_verified_version(make_job: MakeJob) -> None:
