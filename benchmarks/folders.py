@@ -9,7 +9,6 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
-from shoal_models.importer import import_model
 from shoal_models.manifest import list_versions
 
 OUT = Path(__file__).resolve().parent / "out"
@@ -58,6 +57,8 @@ def write_classifier(folder: Path, *, favourite: int | None = None) -> Path:
 
 def ensure_repository() -> Path:
     """The repository with version 1 of both models; published when they are not there yet, which takes a minute."""
+    from shoal_models.importer import import_model
+
     repository = OUT / "models"
     if not list_versions(repository, CLASSIFIER):
         import_model(CLASSIFIER, str(write_classifier(OUT / "minilm-classifier")), repository)

@@ -15,7 +15,7 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks.cases import Case
-from benchmarks.ceilings import Ceilings, Work
+from benchmarks.limits import Ceilings, Work
 from benchmarks.summary import Summary
 
 SHOAL = "Shoal"

@@ -13,7 +13,6 @@ import os
 import shutil
 from pathlib import Path
 
-from shoal_models.importer import import_model
 from shoal_models.manifest import MANIFEST_NAME, list_versions, read_manifest
 
 from benchmarks import folders
@@ -51,6 +50,8 @@ class Staging:
             return folders.ensure_repository() / model / "1"
         name = f"head-{version % 2}"
         if not list_versions(self._sources, name):
+            from shoal_models.importer import import_model  # brings in torch
+
             written = folders.write_classifier(self._sources / f"{name}-folder", favourite=version % 2)
             import_model(name, str(written), self._sources)
         return self._sources / name / "1"

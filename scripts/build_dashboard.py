@@ -301,13 +301,15 @@ TRAINING = Row(
             title="Progress",
             description="Share of the optimizer steps done by running jobs.",
             unit="percentunit",
-            queries=(Query(expr=f"max by (job_id) (shoal_training_progress_ratio{{{WHERE}}})", legend="{{job_id}}"),),
+            queries=(
+                Query(expr=f"max by (instance, model) (shoal_training_progress_ratio{{{WHERE}}})", legend="{{model}}"),
+            ),
         ),
         Panel(
             title="Training loss",
             description="Mean loss since the last report of running jobs.",
             unit="short",
-            queries=(Query(expr=f"max by (job_id) (shoal_training_loss{{{WHERE}}})", legend="{{job_id}}"),),
+            queries=(Query(expr=f"max by (instance, model) (shoal_training_loss{{{WHERE}}})", legend="{{model}}"),),
         ),
     ),
 )

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import markdown, swap_report
 from benchmarks.calls import Arrival, Outcome
 from benchmarks.cases import CASES
-from benchmarks.ceilings import Ceilings, Work
+from benchmarks.limits import Ceilings, Work
 from benchmarks.loadgen import Recording
 from benchmarks.results import CaseResult, Results
 from benchmarks.summary import Summary, percentiles
