@@ -86,7 +86,7 @@ def _checked_plan(
     if attention_mask is not None:
         raise PackedAttentionError("the model builds an attention mask of its own")
     if query.shape[0] != 1 or query.shape[2] != plan.num_tokens or dropout:
-        raise PackedAttentionError("the model reshapes the packed row before attention")
+        raise PackedAttentionError("the model reshapes the packed row or drops attention weights")
     for name in _UNKNOWN_TO_US:
         if others.get(name) is not None:
             raise PackedAttentionError(f"the model's attention needs {name}")

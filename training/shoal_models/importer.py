@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from shoal_models.describe import kind_of
-from shoal_models.load import LoadError
+from shoal_models.load import LoadError, silence_progress_bars
 from shoal_models.manifest import Manifest, ManifestError, check_name
 from shoal_models.save import PublishError, publish_model
 from shoal_models.sources import Source, SourceError, find_source
@@ -121,7 +122,7 @@ def _open(source: Source, architecture: str, kind: str, dtype: str) -> Any:
         model, info = cls.from_pretrained(
             source.folder, dtype=getattr(torch, dtype), output_loading_info=True, local_files_only=True, **options
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
         raise ImportRefused(f"{source.name}: its weights cannot be read: {_first_line(error)}") from error
     missing = sorted(map(str, info.get("missing_keys") or []))
     if missing and kind != "base":
@@ -160,7 +161,7 @@ def _tokenizer(source: Source) -> Any:
 
 
 def _quiet() -> None:
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    silence_progress_bars()
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from shoal_models.classifier import LoadedClassifier
 from shoal_models.compute import Compute, ComputeError, choose_compute
@@ -27,7 +28,15 @@ from shoal_models.probe import (
     probe_sequences,
 )
 
-__all__ = ["GoldenMismatch", "LoadError", "LoadedClassifier", "LoadedGenerator", "load_version", "open_model"]
+__all__ = [
+    "GoldenMismatch",
+    "LoadError",
+    "LoadedClassifier",
+    "LoadedGenerator",
+    "load_version",
+    "open_model",
+    "silence_progress_bars",
+]
 
 _GROWING_ROPES = ("dynamic", "longrope")
 
@@ -66,7 +75,7 @@ def open_model(path: Path, architecture: str) -> Any:
     Raises:
         LoadError: transformers has no such class, or the files do not fill it.
     """
-    _quiet()
+    silence_progress_bars()
     found = getattr(transformers, architecture, None) if architecture.isidentifier() else None
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         raise LoadError(f"transformers {transformers.__version__} has no architecture {architecture[:100]!r}")
@@ -81,7 +90,7 @@ def open_model(path: Path, architecture: str) -> Any:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise LoadError(f"{architecture} cannot be read: {type(error).__name__}: {str(error)[:300]}") from error
     for name in ("missing_keys", "mismatched_keys", "error_msgs"):
         if info.get(name):
@@ -139,5 +148,6 @@ def _check_limits(config: Any, manifest: Manifest) -> None:
             )
 
 
-def _quiet() -> None:
+def silence_progress_bars() -> None:
+    """Transformers draws none from now on in this process."""
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -34,6 +34,7 @@ MODEL_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}")
 _TMP_PREFIX = ".tmp-"
 _CLAIM_PREFIX = ".claim-"
 _CHUNK_BYTES = 2**20
+_PLAIN_TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "bool": (bool,), "float": (int, float)}
 
 
 class ManifestError(Exception):
@@ -275,9 +276,26 @@ def _decode(tree: object) -> Manifest:
         files = tuple(FileEntry(**entry) for entry in tree.pop("files"))
         tree["labels"] = tuple(tree.get("labels", ()))
         tree["eos_token_ids"] = tuple(tree.get("eos_token_ids", ()))
-        return Manifest(golden=Golden(**golden) if golden else None, files=files, **tree)
+        manifest = Manifest(golden=Golden(**golden) if golden else None, files=files, **tree)
     except (KeyError, TypeError) as error:
         raise ManifestError(f"{MANIFEST_NAME} is malformed: {error}") from None
+    for part in (manifest, manifest.golden, *manifest.files):
+        _check_types(part)
+    if len({entry.path for entry in manifest.files}) != len(manifest.files):
+        raise ManifestError(f"{MANIFEST_NAME} lists a file twice")
+    return manifest
+
+
+def _check_types(part: Manifest | Golden | FileEntry | None) -> None:
+    """Raises ManifestError where a plain field holds a value of another type: JSON has no types of ours."""
+    for item in dataclasses.fields(part) if part is not None else ():
+        value = getattr(part, item.name)
+        wanted = _PLAIN_TYPES.get(str(item.type))
+        if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
+            raise ManifestError(f"{MANIFEST_NAME} is malformed: {item.name} is not {item.type}")
+        members = {"tuple[str, ...]": str, "tuple[int, ...]": int}.get(str(item.type))
+        if members and not all(isinstance(member, members) for member in value):
+            raise ManifestError(f"{MANIFEST_NAME} is malformed: {item.name} is not {item.type}")
 
 
 def _write_durably(path: Path, data: bytes) -> None:

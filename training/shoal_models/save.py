@@ -20,7 +20,7 @@ from torch import Tensor
 from shoal_models import manifest as manifests
 from shoal_models.describe import Description, describe
 from shoal_models.golden import record_golden
-from shoal_models.load import open_model
+from shoal_models.load import open_model, silence_progress_bars
 from shoal_models.manifest import Manifest
 from shoal_models.tokenizer import write_tokenizer
 
@@ -57,6 +57,7 @@ def publish_model(
         raise PublishError(f"weights are published in {' or '.join(_DTYPES)}, not in {manifest.weight_dtype!r}")
     if manifest.kind not in {"classifier", "generator", "base"}:
         raise PublishError(f"a version is a classifier, a generator or a base, not {manifest.kind!r}")
+    silence_progress_bars()
     description = describe(model, tokenizer, manifest.kind)
     draft = _complete(manifest, description)
 

@@ -1,0 +1,117 @@
+"""Tiny random models of many architectures, made from transformers' configurations."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as tf
+from shoal_models.load import LoadedClassifier, LoadedGenerator, load_version
+from shoal_models.manifest import Manifest
+
+CPU = torch.device("cpu")
+VOCABULARY = 120
+_ENCODER: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 80,
+    "num_labels": 3,
+    "initializer_range": 0.4,
+}
+_DECODER: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 160,
+    "initializer_range": 0.4,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+CLASSIFIERS: dict[str, Callable[[], Any]] = {
+    "Bert": lambda: tf.BertConfig(**_ENCODER),
+    "Roberta": lambda: tf.RobertaConfig(**_ENCODER, type_vocab_size=1),
+    "DistilBert": lambda: tf.DistilBertConfig(
+        vocab_size=VOCABULARY,
+        dim=32,
+        n_layers=3,
+        n_heads=4,
+        hidden_dim=48,
+        max_position_embeddings=80,
+        num_labels=3,
+        initializer_range=0.4,
+    ),
+    "Electra": lambda: tf.ElectraConfig(**_ENCODER, embedding_size=16),
+    "Albert": lambda: tf.AlbertConfig(**_ENCODER, embedding_size=16),
+    "ModernBert": lambda: tf.ModernBertConfig(
+        **_ENCODER,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        cls_token_id=1,
+        sep_token_id=2,
+        local_attention=8,
+        global_attn_every_n_layers=2,
+        classifier_pooling="mean",
+    ),
+    "MPNet": lambda: tf.MPNetConfig(**_ENCODER),
+}
+GENERATORS: dict[str, Callable[[], Any]] = {
+    "GPT2LMHeadModel": lambda: tf.GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=160,
+        initializer_range=0.3,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "LlamaForCausalLM": lambda: tf.LlamaConfig(**_DECODER),
+    "Qwen2ForCausalLM": lambda: tf.Qwen2Config(**_DECODER),
+    "Qwen3ForCausalLM": lambda: tf.Qwen3Config(**_DECODER, head_dim=8),
+    "MistralForCausalLM": lambda: tf.MistralConfig(**_DECODER, sliding_window=6),
+    "Gemma2ForCausalLM": lambda: tf.Gemma2Config(**_DECODER, head_dim=8, sliding_window=6),
+}
+
+
+def tiny_model(architecture: str, config: Any, seed: int = 0) -> Any:
+    """Random weights, in float32 and eval mode."""
+    torch.manual_seed(seed)
+    return getattr(tf, architecture)(config).eval()
+
+
+def draft(name: str, kind: str, weight_dtype: str = "float32") -> Manifest:
+    """A manifest in which everything that can be read off a model is left out."""
+    return Manifest(
+        model=name,
+        version=0,
+        kind=kind,
+        family="",
+        architecture="",
+        max_tokens=0,
+        vocabulary_size=0,
+        weight_dtype=weight_dtype,
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """A version and the model it was made from."""
+
+    path: Path
+    manifest: Manifest
+    model: Any
+
+    def load(self, dtype: torch.dtype = torch.float32) -> LoadedClassifier | LoadedGenerator:
+        """The version, as an engine has it."""
+        return load_version(self.path, self.manifest, dtype=dtype, device=CPU)
