@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
@@ -29,6 +29,12 @@ from shoal_server.front.chat_sandbox import BoundedEnvironment, TooLarge
 FIELD: Final = "generation.chat"
 MAX_RENDERS: Final = 8  # at once; a stuck template holds its place until it lets go
 _STOP_INTERVAL_S: Final = 0.05
+
+
+_FAILURES: Final = (
+    jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError,
+    TypeError, ValueError,
+)  # fmt: skip
 
 
 class TemplateRefused(Exception):
@@ -120,8 +126,7 @@ class ChatTemplate:
             raise InvalidRequest.of(FIELD, self._explain(str(refusal))) from None
         except TooLarge as error:
             raise InvalidRequest.of(FIELD, f"the model's template builds too large a value: {error}") from None
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError,
-                MemoryError) as error:  # fmt: skip
+        except _FAILURES as error:
             raise InvalidRequest.of(FIELD, f"the model's template failed: {type(error).__name__}") from None
         return "".join(pieces)
 
@@ -200,5 +205,11 @@ def _strftime_now(pattern: str) -> str:
     return datetime.now().astimezone().strftime(pattern)
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:  # fmt: skip
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

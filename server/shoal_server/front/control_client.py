@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
-from shoal_server.errors import DeadlinePassed, Exhausted, ServerError, from_wire
-from shoal_server.front.rpc import Rpc
+from shoal_server.errors import DeadlinePassed, Draining, Exhausted, ServerError, from_wire
+from shoal_server.front.rpc import DRAIN_RETRY_S, Rpc
 from shoal_server.ipc.calls import Call
 from shoal_server.ipc.channel import Channel, ChannelClosed, connect
 from shoal_server.ipc.messages import (
@@ -33,6 +33,8 @@ from shoal_server.log import Log
 MAX_UNREAD_ITEMS: Final = 100_000  # of one streamed call
 _log = Log(__name__)
 Result = TypeVar("Result")
+Awaited = TypeVar("Awaited")
+_StreamEvent = ControlStreamItem | ControlReply | ServerError
 
 
 class Orders(Protocol):
@@ -60,7 +62,7 @@ class ControlClient:
         self._channel: Channel[FromControlToFront] | None = None
         self._call_ids = itertools.count(1)
         self._replies: dict[int, asyncio.Future[Any]] = {}
-        self._streams: dict[int, asyncio.Queue[Any]] = {}
+        self._streams: dict[int, asyncio.Queue[_StreamEvent]] = {}
 
     async def start(self, hello: Message) -> None:
         """Connect and introduce this front.
@@ -129,35 +131,38 @@ class ControlClient:
             self._replies.pop(call_id, None)
         return msgspec.convert(answer, result)
 
-    async def stream(self, rpc: Rpc, request: Call, item: type[Result]) -> AsyncIterator[Result]:
-        """Forward a call that answers with many items; leaving the iterator cancels it at control.
+    async def stream(
+        self, rpc: Rpc, request: Call, item: type[Result], *, until: asyncio.Event
+    ) -> AsyncGenerator[Result, None]:
+        """Forward a call that answers with many items; closing the iterator cancels it at control.
 
         Raises:
             DeadlinePassed: the stream had not ended by then.
+            Draining: `until` was set, since the server shuts down.
             ServerError: what control answered.
         """
         call_id = next(self._call_ids)
-        queue: asyncio.Queue[Any] = asyncio.Queue()
+        queue: asyncio.Queue[_StreamEvent] = asyncio.Queue()
         self._streams[call_id] = queue
         self.send(_control_call(call_id, request))
-        ended = False
+        drain = asyncio.create_task(_drained(until, queue))
+        is_over = False
         try:
             while True:
-                received = await _until_deadline(rpc, queue.get())
-                match received:
-                    case ControlStreamItem():
-                        yield msgspec.convert(received.item, item)
-                    case ControlReply(error=None):
-                        ended = True
+                match await _until_deadline(rpc, queue.get()):
+                    case ControlStreamItem(item=received):
+                        yield msgspec.convert(received, item)
+                    case ControlReply(error=error):
+                        is_over = True
+                        if error is not None:
+                            raise from_wire(error)
                         return
-                    case ControlReply():
-                        ended = True
-                        raise from_wire(received.error)
-                    case ServerError():
-                        raise received
+                    case ServerError() as failure:
+                        raise failure
         finally:
+            drain.cancel()
             del self._streams[call_id]
-            if not ended:
+            if not is_over:
                 self.send(ControlCancel(call_id=call_id))
 
     def _take_reply(self, reply: ControlReply) -> None:
@@ -189,7 +194,12 @@ async def _apply_routings(routings: asyncio.Queue[Routing], orders: Orders) -> N
         await orders.route(routing)
 
 
-async def _until_deadline(rpc: Rpc, awaitable: Awaitable[Any]) -> Any:
+async def _drained(draining: asyncio.Event, queue: asyncio.Queue[_StreamEvent]) -> None:
+    await draining.wait()
+    queue.put_nowait(Draining("the server is shutting down", retry_after_s=DRAIN_RETRY_S))
+
+
+async def _until_deadline(rpc: Rpc, awaitable: Awaitable[Awaited]) -> Awaited:
     try:
         async with asyncio.timeout(rpc.remaining_s()):
             return await awaitable

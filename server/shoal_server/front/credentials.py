@@ -11,7 +11,7 @@ import hashlib
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import grpc
 
@@ -84,7 +84,9 @@ class Certificates:
     def server_credentials(self) -> grpc.ServerCredentials:
         """Credentials that ask here, at each handshake, whether there is something newer."""
         return grpc.dynamic_ssl_server_credentials(
-            self._current, self._fetch, require_client_authentication=self._client_ca is not None
+            self._current,
+            cast("Callable[[], grpc.ServerCertificateConfiguration]", self._fetch),
+            require_client_authentication=self._client_ca is not None,
         )
 
     def use(self, configuration: grpc.ServerCertificateConfiguration) -> None:
@@ -167,7 +169,8 @@ def _read_tokens(path: Path) -> frozenset[bytes]:
     for number, line in enumerate(lines, start=1):
         if line and not line.startswith("#") and (len(line) < MIN_TOKEN_CHARACTERS or any(c.isspace() for c in line)):
             raise ConfigError(
-                f"listen.tokens_file {path} line {number} is no token: {MIN_TOKEN_CHARACTERS} characters or more, no spaces"
+                f"listen.tokens_file {path} line {number} is no token: "
+                f"{MIN_TOKEN_CHARACTERS} characters or more, no spaces"
             )
     digests = frozenset(hashlib.sha256(line.encode()).digest() for line in lines if line and not line.startswith("#"))
     if not digests:

@@ -1,4 +1,4 @@
-"""The parts of one front and how control's orders reach them. Knows no gRPC server, so that tests can do without one."""
+"""The parts of one front, and how control's orders reach them. Knows no gRPC server."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Front:
         self.control.send(RoutingApplied(front_id=self.id, revision=self.router.revision, in_flight=in_flight))
 
     def _publish_health(self) -> None:
-        """Services that need engines serve while one is connected, or none is configured; models while one holds them."""
+        """Services that need engines serve while one is up (or none is configured), models while one has them."""
         connected = self.engines.connected()
         serving = self.router.serving
         has_engine = bool(connected) or self.config.engine.num_engines == 0

@@ -45,7 +45,7 @@ class GenerationStream:
             raise
 
     async def next(self) -> list[CompletionEvent]:
-        """Everything that has come since the last call, at least one event; not to be called after the last `GenerateDone`.
+        """Everything that has come since the last call, at least one event. Not for calling after the last end.
 
         Raises:
             ServerError: the request has failed; all completions are aborted.

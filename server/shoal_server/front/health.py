@@ -1,4 +1,4 @@
-"""What `grpc.health.v1` says: of the server (""), of each service by its full name, of each model as `shoal.model/<name>`.
+"""What `grpc.health.v1` says of the server (""), of each service by its full name, of models as `shoal.model/<name>`.
 
 Facts come from two sides: control's routing table and the engine connections, which notice a dead engine first.
 Watchers get the newest status, not each one in between.
@@ -14,11 +14,10 @@ from grpc_health.v1 import health_pb2
 
 from shoal_server.errors import Draining, NotFound
 from shoal_server.front.interceptors import Method, Outgoing, Service
-from shoal_server.front.rpc import Rpc
+from shoal_server.front.rpc import DRAIN_RETRY_S, Rpc
 
 NAME: Final = "grpc.health.v1.Health"
 MODEL_PREFIX: Final = "shoal.model/"
-DRAIN_RETRY_S: Final = 1.0
 _Status = health_pb2.HealthCheckResponse
 
 
@@ -52,7 +51,7 @@ class HealthBoard:
         serving = self._serving.get(service)
         if serving is None:
             return None
-        return _Status.SERVING if serving and not self._draining else _Status.NOT_SERVING
+        return int(_Status.SERVING if serving and not self._draining else _Status.NOT_SERVING)
 
     def names(self) -> list[str]:
         """Every name that has a status."""
@@ -86,21 +85,21 @@ class HealthService:
             quiet=True,
         )
 
-    async def check(self, rpc: Rpc, request: health_pb2.HealthCheckRequest) -> health_pb2.HealthCheckResponse:
+    async def check(self, _rpc: Rpc, request: health_pb2.HealthCheckRequest) -> health_pb2.HealthCheckResponse:
         """One status. Raises NotFound for a name that nobody has."""
         status = self._board.status(request.service)
         if status is None:
             raise NotFound("no such service")
         return _Status(status=status)
 
-    async def list(self, rpc: Rpc, request: health_pb2.HealthListRequest) -> health_pb2.HealthListResponse:
+    async def list(self, _rpc: Rpc, _request: health_pb2.HealthListRequest) -> health_pb2.HealthListResponse:
         """All statuses."""
         response = health_pb2.HealthListResponse()
         for name in self._board.names():
             response.statuses[name].status = self._board.status(name)
         return response
 
-    async def watch(self, rpc: Rpc, request: health_pb2.HealthCheckRequest, stream: Outgoing) -> None:
+    async def watch(self, _rpc: Rpc, request: health_pb2.HealthCheckRequest, stream: Outgoing) -> None:
         """The status now and whenever it changes; SERVICE_UNKNOWN while nobody has the name."""
         told: int | None = None
         while True:

@@ -29,6 +29,7 @@ REQUEST_ID_KEY: Final = "x-request-id"
 _log = Log(__name__)
 
 Request = TypeVar("Request", bound=Message)
+Answer = TypeVar("Answer")
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
@@ -46,7 +47,7 @@ class Incoming(Generic[Request]):
             InvalidRequest: the bytes are no such message.
         """
         raw = await self._context.read()
-        return None if raw is grpc.aio.EOF else _parse(self._request, raw)
+        return _parse(self._request, raw) if isinstance(raw, bytes) else None  # EOF is no bytes
 
 
 class Outgoing:
@@ -62,10 +63,10 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """One method of a service. The handler's arguments after the `Rpc` depend on which sides stream:
+    """One method of a service.
 
-    neither: (request) -> response;  server: (request, Outgoing);  client: (Incoming) -> response;  both: (Incoming,
-    Outgoing).
+    The handler's arguments after the `Rpc` depend on which sides stream. Neither: (request) -> response. The server:
+    (request, Outgoing). The client: (Incoming) -> response. Both: (Incoming, Outgoing).
     """
 
     name: str
@@ -92,7 +93,7 @@ class Interceptors:
         self._metrics = metrics
         self._tokens = tokens
 
-    def wrap(self, service: Service) -> grpc.GenericRpcHandler[Any, Any]:
+    def wrap(self, service: Service) -> grpc.GenericRpcHandler:
         """The handler to register for a service."""
         handlers = {method.name: self._handler(service, method) for method in service.methods}
         return grpc.method_handlers_generic_handler(service.name, handlers)
@@ -145,8 +146,8 @@ class Interceptors:
         return handle
 
     async def _run(
-        self, service: Service, method: Method, context: Context, answer: Callable[[Rpc], Awaitable[Any]]
-    ) -> Any:
+        self, service: Service, method: Method, context: Context, answer: Callable[[Rpc], Awaitable[Answer]]
+    ) -> Answer:
         """Run one RPC to its one end, and tell log and metrics of it."""
         metadata = _text_metadata(context)
         rpc = Rpc(
@@ -154,7 +155,8 @@ class Interceptors:
             request_id=choose_request_id(metadata.get(REQUEST_ID_KEY)),
             remaining_s=context.time_remaining(),
         )
-        code, error = grpc.StatusCode.OK, None
+        code = grpc.StatusCode.OK
+        error: ServerError | None = None
         try:
             await context.send_initial_metadata(((REQUEST_ID_KEY, rpc.request_id),))
             if not service.open_to_all:
@@ -172,6 +174,7 @@ class Interceptors:
             error = self._to_tell(rpc, caught)
         finally:
             self._ended(service, rpc, CODES[type(error)] if error is not None else code)
+        assert error is not None, "everything else has returned or raised"
         return await _abort(context, error)
 
     def _to_tell(self, rpc: Rpc, caught: Exception) -> ServerError:

@@ -31,7 +31,7 @@ class ReflectionService:
         return Service(name=NAME, methods=(method,), quiet=True)
 
     async def reflect(
-        self, rpc: Rpc, requests: Incoming[reflection_pb2.ServerReflectionRequest], answers: Outgoing
+        self, _rpc: Rpc, requests: Incoming[reflection_pb2.ServerReflectionRequest], answers: Outgoing
     ) -> None:
         """Answer each question in turn."""
 

@@ -61,7 +61,7 @@ class ServedVersion:
 
 
 class Router:
-    """Resolves references and counts what is under way. `drained` is called when a draining version has nothing left."""
+    """Resolves references and counts what is under way; calls `drained` when a draining version has nothing left."""
 
     def __init__(self, metrics: FrontMetrics, drained: Callable[[], None]) -> None:
         self._metrics = metrics

@@ -10,6 +10,7 @@ from typing import Final
 from shoal_server.front.metrics import VersionMetrics
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+DRAIN_RETRY_S: Final = 1.0  # when to come back to a server that shuts down: to another one
 _NO_VERSION: Final = ("", "")
 
 
