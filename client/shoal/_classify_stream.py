@@ -16,6 +16,7 @@ import grpc
 
 from shoal import types
 from shoal._connection import Connection, Ticket, raise_cancelled
+from shoal._kept_status import keep_status
 from shoal._methods import STREAM_CLASSIFY
 from shoal._refs import read_served_by, read_timings
 from shoal.errors import DeadlineError, RpcError, from_status
@@ -77,7 +78,7 @@ class ClassifyStreamRun:
 
     async def _run(self, inputs: Inputs) -> AsyncGenerator[types.StreamedClassification, None]:
         stub = self._connection.stub(STREAM_CLASSIFY, "stream_stream")
-        call = stub(timeout=self._ticket.timeout_s, metadata=self._connection.metadata(self._ticket))
+        call = keep_status(stub(timeout=self._ticket.timeout_s, metadata=self._connection.metadata(self._ticket)))
         tasks = [asyncio.create_task(self._write_all(call, inputs)), asyncio.create_task(self._read_all(call))]
         try:
             while not isinstance(outcome := await self._next_outcome(), _Ended):

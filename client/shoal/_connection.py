@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from shoal.types import CallOptions
 
 REQUEST_ID_KEY = "x-request-id"
 MAX_REQUEST_ID_CHARACTERS = 64
+_CAUSE_PREFIX = re.compile(r"^[A-Z_]+: +(?:ipv4|ipv6|unix):\S+: +")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,4 +154,4 @@ def raise_cancelled(ticket: Ticket) -> NoReturn:
 
 
 def _last_cause(message: str) -> str:
-    return message.rpartition("last error: ")[2].strip()
+    return _CAUSE_PREFIX.sub("", message.rpartition("last error: ")[2].strip())

@@ -12,6 +12,7 @@ import grpc
 
 from shoal import types
 from shoal._connection import Connection, raise_cancelled
+from shoal._kept_status import keep_status
 from shoal._methods import GET_DATASET, UPLOAD_DATASET
 from shoal._train_read import FORMATS, read_dataset
 from shoal.errors import FieldViolation, InvalidRequestError, NotFoundError
@@ -35,9 +36,8 @@ async def upload(
     if known is not None:
         return known
     ticket = connection.ticket(UPLOAD_DATASET, options)
-    call = connection.stub(UPLOAD_DATASET, "stream_unary")(
-        timeout=ticket.timeout_s, metadata=connection.metadata(ticket)
-    )
+    stub = connection.stub(UPLOAD_DATASET, "stream_unary")
+    call = keep_status(stub(timeout=ticket.timeout_s, metadata=connection.metadata(ticket)))
     try:
         await _send(call, path, info, on_progress)
         response = cast("train_pb2.UploadDatasetResponse", await call)

@@ -121,8 +121,7 @@ def _print_outcome(index: int, outcome: types.StreamedClassification, text: str,
     elif outcome.result is not None:
         scored = "\t".join(f"{label}\t{score:.4f}" for label, score in outcome.result.ranking)
         sys.stdout.write(f"{scored}\t{text}\n")
-    if sys.stdout.isatty():
-        sys.stdout.flush()
+    sys.stdout.flush()  # whoever feeds the pipe may wait for the answer
 
 
 def _as_json(outcome: types.StreamedClassification) -> dict[str, object]:
