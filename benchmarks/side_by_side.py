@@ -21,6 +21,7 @@ from shoal_models.manifest import read_manifest
 from benchmarks import ceilings, folders, markdown, results
 from benchmarks.calls import Caller
 from benchmarks.cases import CALL_TIMEOUT_S, CASES, Case
+from benchmarks.limits import Work
 from benchmarks.loadgen import record
 from benchmarks.results import NAIVE, SHOAL, CaseResult, Results
 from benchmarks.servers import NaiveServer, Server, ShoalServer, wait_live
@@ -121,7 +122,7 @@ async def _measure(server: Server, case: Case, seed: int) -> Summary:
     return summarise(recording)
 
 
-def _work(repository: Path, case: Case) -> ceilings.Work:
+def _work(repository: Path, case: Case) -> Work:
     from shoal_models.load import open_model
 
     path = repository / case.model / "1"
