@@ -62,7 +62,19 @@ class LoopThread:
 
     def _serve(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.get_loop().run_forever()
+            loop = runner.get_loop()
+            loop.set_exception_handler(_report)
+            loop.run_forever()
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Report what went wrong in the loop, but for what grpc.aio does by design where several loops use it.
+
+    All loops are woken for an event, one of them reads it, and the others find nothing there.
+    """
+    is_poller = "PollerCompletionQueue" in str(context.get("handle"))
+    if not (is_poller and isinstance(context.get("exception"), BlockingIOError)):
+        loop.default_exception_handler(context)
 
 
 def wait_for(future: Future[ItemT]) -> ItemT:

@@ -1,0 +1,17 @@
+"""Ten lines of Python: classify two headlines, then stream a chat reply.
+
+make serve                                    in one terminal
+.venv/bin/python examples/quickstart.py       in another
+"""
+
+from shoal import Client
+
+with Client("127.0.0.1:50051") as client:
+    reply = client.classify("bbc-topics", ["Shares rose after the bank cut rates", "A late goal won the cup"])
+    for result in reply:
+        print(result.label, f"{result.score:.2f}", "by version", reply.version)
+
+    with client.stream_generate("smollm2", messages=[("user", "Why do fish swim in shoals?")]) as stream:
+        for delta in stream:
+            print(delta.text, end="", flush=True)
+        print(f"\n[{stream.summary.num_output_tokens} tokens]")
