@@ -151,7 +151,7 @@ def _capped(
 def _decode(cache: PagedCache, layer: int, group: DecodeGroup, heads: _Heads, query_HBD: Tensor) -> Tensor:
     """One new token of each sequence against its gathered blocks; returns (B, H, D)."""
     num_heads, size = cache.keys[layer].shape[0], cache.keys[layer].shape[2]
-    both = cache.block_rows[layer].index_select(1, group.blocks).view(2, -1, group.max_tokens, size)
+    both = cache.gather(layer, group.blocks).view(2, -1, group.max_tokens, size)
     keys, values = both[0], both[1]  # (K*B, tokens, D)
     batch = group.num_sequences
     query = query_HBD.view(num_heads, -1, batch, size).transpose(1, 2).reshape(num_heads * batch, -1, size)

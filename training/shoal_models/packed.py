@@ -34,7 +34,7 @@ class PagedCache:
     (H, sequences, tokens, D) that a batched matrix product reads without a copy.
     """
 
-    __slots__ = ("block_rows", "block_tokens", "blocks", "keys", "num_blocks", "values")
+    __slots__ = ("_scratch", "block_rows", "block_tokens", "blocks", "keys", "num_blocks", "values")
 
     def __init__(
         self, shape: CacheShape, *, num_blocks: int, block_tokens: int, dtype: torch.dtype, device: torch.device
@@ -50,11 +50,25 @@ class PagedCache:
         self.values = [layer[1] for layer in slots.unbind(0)]
         rows = self.blocks.view(shape.num_layers, 2 * heads, num_blocks, block_tokens * size)
         self.block_rows = list(rows.unbind(0))  # per layer, (2H, N, P*D)
+        self._scratch = self.blocks.new_empty(0)
 
     @property
     def num_bytes(self) -> int:
         """Memory of all layers."""
         return self.blocks.numel() * self.blocks.element_size()
+
+    def gather(self, layer: int, blocks: Tensor) -> Tensor:
+        """Copies of some blocks (int64), (2H, blocks, P*D), in memory that the next call takes over.
+
+        Fresh memory for every layer would cost as much as the copy.
+        """
+        rows = self.block_rows[layer]
+        heads, _, width = rows.shape
+        needed = heads * len(blocks) * width
+        if self._scratch.numel() < needed:
+            self._scratch = self.blocks.new_empty(needed)
+        gathered = self._scratch[:needed].view(heads, len(blocks), width)
+        return torch.index_select(rows, 1, blocks, out=gathered)
 
     def clear(self, blocks: Tensor) -> None:
         """Zero some blocks (int64), so that nothing of their last owner, not even a NaN, reaches the next."""
