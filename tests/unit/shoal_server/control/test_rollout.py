@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from control_world import World, loaded, make_found, versions
 from shoal_server.control.actions import DeleteFiles, NoteFreed, NoteRejected, SendLoad, SendPrepare, SendRouting
 from shoal_server.control.rollout import MAX_DEATHS_NEW
 from shoal_server.control.versions import Phase, VersionKey
 from shoal_server.ipc.messages import VersionState
-
-from control_world import World, loaded, make_found, versions
 
 
 @pytest.fixture

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from control_world import World, make_found
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shoal_server.control.actions import DeleteFiles, SendLoad
 from shoal_server.control.versions import Phase, VersionKey
-
-from control_world import World, make_found
 
 MODELS = ("m", "n")
 EVENTS = st.one_of(
