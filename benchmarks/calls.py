@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -53,12 +55,17 @@ class Outcome:
 
     @property
     def inter_token_s(self) -> list[float]:
-        """Waits between tokens; those that came in one message waited for nothing after its first."""
-        gaps: list[float] = []
-        for before, after in zip(self.arrivals, self.arrivals[1:], strict=False):
-            gaps.append(after.at_s - before.at_s)
-            gaps.extend([0.0] * (after.num_tokens - 1))
-        return gaps
+        """Waits between its tokens."""
+        return inter_token_s(self.arrivals)
+
+
+def inter_token_s(arrivals: Sequence[Arrival]) -> list[float]:
+    """Waits between tokens of one stream; those that came in one message waited for nothing after its first."""
+    gaps: list[float] = []
+    for before, after in itertools.pairwise(arrivals):
+        gaps.append(after.at_s - before.at_s)
+        gaps.extend([0.0] * (after.num_tokens - 1))
+    return gaps
 
 
 class Caller:

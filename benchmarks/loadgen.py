@@ -48,7 +48,7 @@ class Recording:
 
     outcomes: tuple[Outcome, ...]  # of the calls that the window measures: latencies, errors, goodput
     completed: tuple[Outcome, ...]  # of the calls that ended within the window: rates
-    arrivals: tuple[Arrival, ...]  # of tokens within the window, those of unfinished calls included
+    streams: tuple[tuple[Arrival, ...], ...]  # tokens within the window, by call; those of unfinished calls included
     num_unfinished: int  # closed loop: in flight at the end of the window, then cancelled
     began_s: float
     ended_s: float
@@ -84,7 +84,7 @@ async def record(
     return Recording(
         outcomes=completed if isinstance(loop, ClosedLoop) else offered,
         completed=completed,
-        arrivals=tuple(arrival for arrival in run.arrivals if began_s <= arrival.at_s <= ended_s),
+        streams=tuple(tuple(a for a in stream if began_s <= a.at_s <= ended_s) for stream in run.streams),
         num_unfinished=run.num_unfinished,
         began_s=began_s,
         ended_s=ended_s,
@@ -100,7 +100,7 @@ class _Run:
         self._on_outcome = on_outcome
         self._num_sent = 0
         self.outcomes: list[Outcome] = []
-        self.arrivals: list[Arrival] = []
+        self.streams: list[list[Arrival]] = []
         self.num_unfinished = 0
 
     async def call_next(self, intended_s: float) -> None:
@@ -114,7 +114,7 @@ class _Run:
             self.num_unfinished += 1
             raise
         finally:
-            self.arrivals.extend(arrivals)
+            self.streams.append(arrivals)
         self.outcomes.append(outcome)
         if self._on_outcome is not None:
             self._on_outcome(outcome)

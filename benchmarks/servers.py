@@ -18,6 +18,7 @@ from shoal.aio import AsyncClient
 from shoal.errors import NotFoundError, UnavailableError
 from shoal.types import ModelVersion
 
+Changes = dict[str, dict[str, Any]]  # section of the configuration -> key -> value
 START_LIMIT_S = 120.0
 STOP_LIMIT_S = 60.0
 
@@ -113,9 +114,7 @@ class NaiveServer(Server):
 class ShoalServer(Server):
     """`shoal serve` on a repository, with its defaults but for addresses and dtype."""
 
-    def __init__(
-        self, folder: Path, repository: Path, dtype: str, *, changes: dict[str, dict[str, Any]] | None = None
-    ) -> None:
+    def __init__(self, folder: Path, repository: Path, dtype: str, *, changes: Changes | None = None) -> None:
         self._config_path = folder / "shoal.yaml"
         self._state = folder / "state"
         command = [sys.executable, "-m", "shoal.cli", "serve", "--config", str(self._config_path)]

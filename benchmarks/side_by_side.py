@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import uvloop
+import yaml
 from rich.console import Console
 from shoal.aio import AsyncClient
 from shoal_models.manifest import read_manifest
@@ -24,7 +25,7 @@ from benchmarks.cases import CALL_TIMEOUT_S, CASES, Case
 from benchmarks.limits import Work
 from benchmarks.loadgen import record
 from benchmarks.results import NAIVE, SHOAL, CaseResult, Results
-from benchmarks.servers import NaiveServer, Server, ShoalServer, wait_live
+from benchmarks.servers import Changes, NaiveServer, Server, ShoalServer, wait_live
 from benchmarks.summary import Summary, summarise
 
 RESULTS_PATH = Path(__file__).resolve().parent / "RESULTS.md"
@@ -36,27 +37,41 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks side-by-side", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (default %(default)s)")
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases with this in their names; no RESULTS.md")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="another configuration of Shoal"
+    )
     options = parser.parse_args(arguments)
+    changes = _changes(options.set)
     cases = tuple(case for case in CASES if options.only in case.name)
     console = Console()
-    found = uvloop.run(_compare(cases, options.rounds, console))
+    found = uvloop.run(_compare(cases, options.rounds, changes, console))
     console.print(results.table(found))
     folders.OUT.mkdir(parents=True, exist_ok=True)
     (folders.OUT / "side_by_side.json").write_text(json.dumps(results.as_tree(found), indent=2) + "\n")
-    if not options.only:
+    if not options.only and not changes:
         RESULTS_PATH.write_text(markdown.page(found))
         console.print(f"Written to {RESULTS_PATH}")
     return 0
 
 
-async def _compare(cases: tuple[Case, ...], rounds: int, console: Console) -> Results:
+def _changes(settings: list[str]) -> Changes:
+    """Sections of configuration from "section.key=value"; values as in YAML."""
+    changes: Changes = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        section, _, key = name.partition(".")
+        changes.setdefault(section, {})[key] = yaml.safe_load(value)
+    return changes
+
+
+async def _compare(cases: tuple[Case, ...], rounds: int, changes: Changes, console: Console) -> Results:
     console.print("Models ...")
     repository = folders.ensure_repository()
     console.print("What the machine can do at most ...")
     limits = ceilings.measure()
     with ExitStack() as stack:
         console.print("Servers ...")
-        servers = {side: stack.enter_context(server) for side, server in _servers(cases, repository).items()}
+        servers = {side: stack.enter_context(server) for side, server in _servers(cases, repository, changes).items()}
         computed_in = {case.name: await _compute_dtype(servers[SHOAL, case.dtype], case) for case in cases}
         summaries = await _run_rounds(cases, servers, rounds, console)
     return Results(
@@ -76,14 +91,14 @@ async def _compare(cases: tuple[Case, ...], rounds: int, console: Console) -> Re
     )
 
 
-def _servers(cases: tuple[Case, ...], repository: Path) -> dict[Side, Server]:
+def _servers(cases: tuple[Case, ...], repository: Path, changes: Changes) -> dict[Side, Server]:
     """One Shoal and one naive server for each number type, with what the cases need of them."""
     found: dict[Side, Server] = {}
     for dtype in sorted({case.dtype for case in cases}):
         wanted = {case.model for case in cases if case.dtype == dtype}
         paths = {model: repository / model / "1" for model in wanted}
         folder = folders.OUT / "servers"
-        found[SHOAL, dtype] = ShoalServer(folder / f"shoal-{dtype}", repository, dtype)
+        found[SHOAL, dtype] = ShoalServer(folder / f"shoal-{dtype}", repository, dtype, changes=changes)
         found[NAIVE, dtype] = NaiveServer(
             folder / f"naive-{dtype}",
             dtype,

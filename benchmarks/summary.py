@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.calls import OK, Outcome
+from benchmarks.calls import OK, Outcome, inter_token_s
 from benchmarks.loadgen import Recording
 
 
@@ -60,7 +60,7 @@ class Summary:
     goodput_per_s: float | None  # calls within the SLO; None without one
     latency: Percentiles  # of calls that ended OK, from their intended time of sending
     first_token: Percentiles
-    inter_token: Percentiles
+    inter_token: Percentiles  # within the window, those of unfinished calls included
     versions: dict[int, int] = field(default_factory=dict)  # calls that ended OK by the version that answered
 
 
@@ -97,10 +97,10 @@ def summarise(recording: Recording, slo: Slo | None = None) -> Summary:
         calls_per_s=len(completed) / duration_s,
         inputs_per_s=sum(outcome.num_inputs for outcome in completed) / duration_s,
         input_tokens_per_s=sum(outcome.num_input_tokens for outcome in completed) / duration_s,
-        output_tokens_per_s=sum(arrival.num_tokens for arrival in recording.arrivals) / duration_s,
+        output_tokens_per_s=sum(a.num_tokens for stream in recording.streams for a in stream) / duration_s,
         goodput_per_s=None if slo is None else sum(slo.met_by(outcome) for outcome in good) / duration_s,
         latency=percentiles([outcome.latency_s for outcome in good]),
         first_token=percentiles([o.first_token_s for o in good if o.first_token_s is not None]),
-        inter_token=percentiles([gap_s for outcome in good for gap_s in outcome.inter_token_s]),
+        inter_token=percentiles([gap_s for stream in recording.streams for gap_s in inter_token_s(stream)]),
         versions=dict(Counter(outcome.version for outcome in good)),
     )

@@ -66,7 +66,10 @@ def test_page_tells_what_bfloat16_means_without_its_instructions() -> None:
 
 
 def recording(*outcomes: Outcome) -> Recording:
-    return Recording(outcomes=outcomes, completed=outcomes, arrivals=(), num_unfinished=0, began_s=0.0, ended_s=10.0)
+    streams = tuple(outcome.arrivals for outcome in outcomes)
+    return Recording(
+        outcomes=outcomes, completed=outcomes, streams=streams, num_unfinished=0, began_s=0.0, ended_s=10.0
+    )
 
 
 def classified(latency_s: float, version: int, *labels: str, code: str = "OK") -> Outcome:

@@ -15,10 +15,10 @@ def outcome(intended_s: float, ended_s: float, code: str = "OK", tokens: tuple[t
 
 
 def recording(*outcomes: Outcome, began_s: float = 0.0, ended_s: float = 10.0) -> Recording:
-    arrivals = tuple(arrival for o in outcomes for arrival in o.arrivals)
+    streams = tuple(o.arrivals for o in outcomes)
     completed = tuple(o for o in outcomes if began_s <= o.ended_s <= ended_s)
     return Recording(
-        outcomes=outcomes, completed=completed, arrivals=arrivals, num_unfinished=0, began_s=began_s, ended_s=ended_s
+        outcomes=outcomes, completed=completed, streams=streams, num_unfinished=0, began_s=began_s, ended_s=ended_s
     )
 
 
