@@ -19,7 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 MAX_SIZE: Final = 2**21  # characters or elements of one value
 MAX_EXPONENT: Final = 64
 MAX_INTEGER: Final = 2**256
-_LONG_NUMBER = re.compile(r"\d{6,}")  # a width or precision inside a format string
+_HUGE_FIELD = re.compile(r"\d{5,}|\*|\{[^}]*\{")  # a large width, or one that an argument gives, in a format string
 
 
 class TooLarge(Exception):
@@ -70,9 +70,10 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         Raises:
             TooLarge: an argument asks for a huge result, or the result is huge.
         """
-        owner = getattr(__obj, "__self__", None)
+        method = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps str.format
+        owner = getattr(method, "__self__", None)
         if isinstance(owner, str):
-            _check_string_call(__obj.__name__, owner, args)
+            _check_string_call(method.__name__, owner, (*args, *kwargs.values()))
         return _checked(super().call(__context, __obj, *args, **kwargs))
 
     def bounded_concat(self, parts: tuple[Any, ...]) -> str:
@@ -121,7 +122,7 @@ def _check_string_call(name: str, owner: str, args: tuple[Any, ...]) -> None:
 
 
 def _check_format(pattern: str) -> None:
-    _require(not _LONG_NUMBER.search(pattern) and "*" not in pattern, "a width")
+    _require(not _HUGE_FIELD.search(pattern), "a width")
     _require(len(re.findall(r"%|\{", pattern)) <= 1000, "a number of placeholders")
 
 
