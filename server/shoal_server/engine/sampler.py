@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from shoal_server.engine.request import GenerateRequest
-from shoal_server.ipc.messages import TokenLogprobs
+from shoal_server.ipc.messages import Sampling, TokenLogprobs
 
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -117,69 +117,69 @@ def _argmax(logits_WV: Tensor) -> list[int]:
 
 
 def _draw(logits_RV: Tensor, requests: Sequence[GenerateRequest]) -> list[int]:
-    """A token of each row from its filtered distribution."""
+    """A token of each row from its filtered distribution.
+
+    Weights are probabilities up to a factor: the likeliest token of a row has 1, so min_p is a bound on them as it is.
+    """
     params = [request.sampling for request in requests]
-    logits_RV = logits_RV - logits_RV.amax(dim=-1, keepdim=True)  # the likeliest has 0, whatever the temperature
-    logits_RV /= _column([p.temperature for p in params], logits_RV)
-    threshold_R1 = _threshold(logits_RV, requests)
-    weights_RV = logits_RV.exp()
-    if threshold_R1 is not None:
-        weights_RV.masked_fill_(logits_RV < threshold_R1, 0.0)
+    weights_RV = logits_RV - logits_RV.amax(dim=-1, keepdim=True)  # before the temperature, which may be tiny
+    weights_RV.div_(_column([p.temperature for p in params], logits_RV)).exp_()
+    least_R1 = _least_weight(weights_RV, params)
+    if least_R1 is not None:  # as numbers: masks of booleans take several times as long
+        weights_RV.mul_(torch.ge(weights_RV, least_R1, out=torch.empty_like(weights_RV)))
     uniforms = [uniform(request.sampling.seed, request.num_new) for request in requests]
     return _invert(weights_RV, torch.tensor(uniforms, dtype=torch.float64, device=logits_RV.device))
 
 
-def _threshold(logits_RV: Tensor, requests: Sequence[GenerateRequest]) -> Tensor | None:
-    """Lowest logit that each row keeps, (R, 1); None when no row filters. Equals of the last one kept are kept too."""
-    vocabulary_size = logits_RV.shape[1]
-    params = [request.sampling for request in requests]
+def _least_weight(weights_RV: Tensor, params: Sequence[Sampling]) -> Tensor | None:
+    """Least weight that each row keeps, (R, 1); None when no row filters. Equals of the last one kept are kept too."""
+    vocabulary_size = weights_RV.shape[1]
     top_ks = [p.top_k if 0 < p.top_k < vocabulary_size else vocabulary_size for p in params]
-    threshold_R1 = None
     limited = [row for row, p in enumerate(params) if top_ks[row] < vocabulary_size or p.top_p < 1.0]
-    if limited or any(p.min_p > 0 for p in params):
-        threshold_R1 = torch.clamp(torch.log(_column([p.min_p for p in params], logits_RV)), min=-3e38)
-    if limited and threshold_R1 is not None:
-        rows_RV = logits_RV if len(limited) == len(params) else logits_RV[limited]
-        cut_R1 = _nucleus(rows_RV, [top_ks[row] for row in limited], [params[row].top_p for row in limited])
-        threshold_R1[limited] = torch.maximum(threshold_R1[limited], cut_R1)
-    return threshold_R1
+    if not limited and all(p.min_p <= 0 for p in params):
+        return None
+    least_R1 = _column([p.min_p for p in params], weights_RV)
+    if limited:
+        rows_RV = weights_RV if len(limited) == len(params) else weights_RV[limited]
+        nucleus_R1 = _nucleus(rows_RV, [top_ks[row] for row in limited], [params[row].top_p for row in limited])
+        least_R1[limited] = torch.maximum(least_R1[limited], nucleus_R1)
+    return least_R1
 
 
-def _nucleus(logits_RV: Tensor, top_ks: list[int], top_ps: list[float]) -> Tensor:
-    """Lowest logit kept by top_k, then top_p over what top_k kept, (R, 1)."""
-    num_candidates = max((k for k in top_ks if k < logits_RV.shape[1]), default=0)
-    if any(k == logits_RV.shape[1] for k in top_ks):
-        num_candidates = max(num_candidates, _NUM_CANDIDATES)
-    best_RK = _largest(logits_RV, min(num_candidates, logits_RV.shape[1]))
-    ranks_1K = torch.arange(best_RK.shape[1], device=best_RK.device)[None]
+def _nucleus(weights_RV: Tensor, top_ks: list[int], top_ps: list[float]) -> Tensor:
+    """Least weight kept by top_k, then by top_p over what top_k kept, (R, 1)."""
+    vocabulary_size = weights_RV.shape[1]
+    num_candidates = max((k for k in top_ks if k < vocabulary_size), default=1)
+    if vocabulary_size in top_ks:
+        num_candidates = min(max(num_candidates, _NUM_CANDIDATES), vocabulary_size)
+    best_RK = _largest(weights_RV, num_candidates)
+    ranks_1K = torch.arange(num_candidates, device=best_RK.device)[None]
     top_ks_R1 = torch.tensor(top_ks, device=best_RK.device)[:, None]
-    weights_RK = best_RK.exp().masked_fill_(ranks_1K >= top_ks_R1, 0.0).to(torch.float64)
-    everything_R = logits_RV.exp().sum(dim=-1, dtype=torch.float64)
-    totals_R = torch.where(top_ks_R1[:, 0] < logits_RV.shape[1], weights_RK.sum(dim=-1), everything_R)
-    wanted_R1 = (totals_R * torch.tensor(top_ps, dtype=torch.float64, device=best_RK.device))[:, None]
-    cumulated_RK = weights_RK.cumsum(dim=-1)
+    cumulated_RK = torch.where(ranks_1K < top_ks_R1, best_RK, 0.0).cumsum(dim=-1, dtype=torch.float64)
+    everything_R1 = _block_sums(weights_RV).sum(dim=-1, keepdim=True)
+    totals_R1 = torch.where(top_ks_R1 < vocabulary_size, cumulated_RK[:, -1:], everything_R1)
+    wanted_R1 = totals_R1 * torch.tensor(top_ps, dtype=torch.float64, device=best_RK.device)[:, None]
     num_kept_R1 = torch.searchsorted(cumulated_RK, wanted_R1) + 1  # the first with which the sum reaches top_p
-    num_kept_R1 = torch.where(wanted_R1 < totals_R[:, None], torch.minimum(num_kept_R1, top_ks_R1), top_ks_R1)
-    short = (num_kept_R1[:, 0] > best_RK.shape[1]).nonzero()[:, 0].tolist()
-    cut_R1 = best_RK.gather(1, num_kept_R1.clamp(max=best_RK.shape[1]) - 1)
-    if short and best_RK.shape[1] < logits_RV.shape[1]:
-        cut_R1[short] = _whole_nucleus(logits_RV[short], wanted_R1[short])
-    return cut_R1
+    num_kept_R1 = torch.where(wanted_R1 < totals_R1, torch.minimum(num_kept_R1, top_ks_R1), top_ks_R1)
+    least_R1 = best_RK.gather(1, num_kept_R1.clamp(max=num_candidates) - 1)
+    short = (num_kept_R1[:, 0] > num_candidates).nonzero()[:, 0].tolist()
+    if short:
+        least_R1[short] = _whole_nucleus(weights_RV[short], wanted_R1[short])
+    return least_R1
 
 
-def _whole_nucleus(logits_RV: Tensor, wanted_R1: Tensor) -> Tensor:
+def _whole_nucleus(weights_RV: Tensor, wanted_R1: Tensor) -> Tensor:
     """The same for rows so flat that the candidates did not reach their top_p."""
-    best_RV = _largest(logits_RV, logits_RV.shape[1])
-    cumulated_RV = best_RV.exp().cumsum(dim=-1, dtype=torch.float64)
-    num_kept_R1 = torch.searchsorted(cumulated_RV, wanted_R1) + 1
+    best_RV = _largest(weights_RV, weights_RV.shape[1])
+    num_kept_R1 = torch.searchsorted(best_RV.cumsum(dim=-1, dtype=torch.float64), wanted_R1) + 1
     return best_RV.gather(1, num_kept_R1.clamp(max=best_RV.shape[1]) - 1)
 
 
-def _largest(logits_RV: Tensor, num: int) -> Tensor:
-    """The `num` largest logits of each row, descending, (R, num)."""
-    if logits_RV.device.type != "cpu":
-        return logits_RV.topk(num, dim=-1).values
-    values_RV = logits_RV.numpy()  # numpy's vectorised partition and sort are ten times as fast as torch's
+def _largest(weights_RV: Tensor, num: int) -> Tensor:
+    """The `num` largest weights of each row, descending, (R, num)."""
+    if weights_RV.device.type != "cpu":
+        return weights_RV.topk(num, dim=-1).values
+    values_RV = weights_RV.numpy()  # numpy's vectorised partition and sort are ten times as fast as torch's
     if num < values_RV.shape[1]:
         values_RV = np.partition(values_RV, -num, axis=-1)[:, -num:]
     return torch.from_numpy(np.sort(values_RV, axis=-1)[:, ::-1].copy())
@@ -191,21 +191,31 @@ def _invert(weights_RV: Tensor, uniforms_R: Tensor) -> list[int]:
     By id and not by rank: two tokens about equally likely may change ranks with the last bit of a logit. In two levels,
     since a cumulated sum over a whole vocabulary is slow and, in float32, not exact.
     """
-    num_rows, vocabulary_size = weights_RV.shape
-    padding = -vocabulary_size % _BLOCK
-    weights_RV = torch.nn.functional.pad(weights_RV, (0, padding)) if padding else weights_RV.contiguous()
-    blocks_RNB = weights_RV.view(num_rows, -1, _BLOCK)
-    sums_RN = blocks_RNB.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    vocabulary_size = weights_RV.shape[1]
+    sums_RN = _block_sums(weights_RV).cumsum(dim=-1)
     target_R1 = sums_RN[:, -1:] * uniforms_R[:, None]
     block_R1 = torch.searchsorted(sums_RN, target_R1, right=True).clamp(max=sums_RN.shape[1] - 1)
     before_R1 = torch.where(block_R1 > 0, sums_RN.gather(1, (block_R1 - 1).clamp(min=0)), 0.0)
-    inside_RB = blocks_RNB[torch.arange(num_rows, device=weights_RV.device), block_R1[:, 0]].to(torch.float64)
-    cumulated_RB = inside_RB.cumsum(dim=-1)
+    places_RB = block_R1 * _BLOCK + torch.arange(_BLOCK, device=weights_RV.device)
+    inside_RB = weights_RV.gather(1, places_RB.clamp(max=vocabulary_size - 1))
+    cumulated_RB = torch.where(places_RB < vocabulary_size, inside_RB, 0.0).cumsum(dim=-1, dtype=torch.float64)
     inner_R1 = torch.searchsorted(cumulated_RB, target_R1 - before_R1, right=True)
     # Rounding may place the target on the block's very end: then the last token there that has any weight.
     last_R1 = torch.searchsorted(cumulated_RB, cumulated_RB[:, -1:].contiguous())
     token_ids: list[int] = (block_R1 * _BLOCK + torch.minimum(inner_R1, last_R1))[:, 0].tolist()
     return token_ids
+
+
+def _block_sums(weights_RV: Tensor) -> Tensor:
+    """Sums of so many neighbours, (R, N), float64; the last block may be short."""
+    vocabulary_size = weights_RV.shape[1]
+    whole = vocabulary_size - vocabulary_size % _BLOCK
+    blocks_RNB = weights_RV[:, :whole].reshape(len(weights_RV), -1, _BLOCK)
+    sums_RN = blocks_RNB.sum(dim=-1).to(torch.float64)
+    if whole == vocabulary_size:
+        return sums_RN
+    rest_R1 = weights_RV[:, whole:].sum(dim=-1, keepdim=True).to(torch.float64)
+    return torch.cat((sums_RN, rest_R1), dim=1)
 
 
 def _logprobs(

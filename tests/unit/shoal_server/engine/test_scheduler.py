@@ -1,4 +1,4 @@
-"""The scheduler: continuous batching, preemption, and that nothing is lost, doubled, leaked or run after its deadline."""
+"""The scheduler: continuous batching, preemption; nothing is lost, doubled, leaked or run after its deadline."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def test_priority_then_deadline_then_arrival_decides_who_is_admitted(make_genera
 def test_when_blocks_run_out_the_last_in_order_is_preempted_and_recomputed(make_generate):
     """6 blocks of 4. Two sequences of 8 tokens hold 2 each; growing past 8 and 12 they need 3 and 4: together 8.
 
-    The second (later) one gives its blocks up when the first needs its fourth; once the first is done it starts again with
-    prompt and output as one prefill, and still gives 6 tokens.
+    The second (later) one gives its blocks up when the first needs its fourth; once the first is done it starts again
+    with prompt and output as one prefill, and still gives 6 tokens.
     """
     queue = scheduler(num_blocks=6)
     queue.add(make_generate(8, 6))
@@ -209,8 +209,8 @@ def test_whatever_happens_every_request_is_computed_in_order_and_ends_once(
 ):
     """Arrivals, aborts, failures, ends and deadlines in any order, with too few blocks; then run to the end.
 
-    A shadow of the cache follows what was written where: a piece must find its whole context in its own blocks, so blocks
-    given to two, or lost by a preemption that was not recomputed, show at once.
+    A shadow of the cache follows what was written where: a piece must find its whole context in its own blocks, so
+    blocks given to two, or lost by a preemption that was not recomputed, show at once.
     """
     block_tokens = 4
     config = GenerateConfig(token_budget=token_budget, max_running=max_running, max_waiting=1000)
