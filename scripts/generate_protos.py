@@ -49,7 +49,11 @@ def check() -> bool:
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder))
         fresh = sorted(path for path in Path(folder, "shoal", "v1").iterdir() if path.is_file())
-        stale = [p.name for p in fresh if not (GENERATED / p.name).exists() or not filecmp.cmp(p, GENERATED / p.name, shallow=False)]
+        stale = [
+            p.name
+            for p in fresh
+            if not (GENERATED / p.name).exists() or not filecmp.cmp(p, GENERATED / p.name, shallow=False)
+        ]
     extra = {p.name for p in GENERATED.glob("*_pb2*")} - {p.name for p in fresh}
     for name in [*stale, *sorted(extra)]:
         print(f"client/shoal/v1/{name} is not what protos/ generates; run `make protos`", file=sys.stderr)

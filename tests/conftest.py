@@ -18,7 +18,7 @@ from harness.server import ServerProcess
 
 @pytest.fixture(scope="session")
 def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """transformers folders of tiny models by kind."""
+    """Transformers folders of tiny models by kind."""
     root = tmp_path_factory.mktemp("tiny")
     return {kind: tiny.make(kind, root / kind) for kind in (*tiny.ENCODERS, *tiny.DECODERS)}
 

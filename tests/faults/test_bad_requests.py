@@ -8,7 +8,6 @@ from typing import Any
 import grpc
 import pytest
 from harness.server import ServerProcess
-
 from shoal import Client, InvalidRequestError, NotBuiltError, NotFoundError, PreconditionError, RpcError
 
 Call = Callable[[Client], Any]
@@ -23,16 +22,32 @@ INVALID: list[tuple[str, str, Call]] = [
     ("token id beyond the vocabulary", "inputs[0].token_ids", lambda c: c.classify("bert", [[999_999]])),
     ("empty prompt", "generation", lambda c: c.generate("llama", "")),
     ("negative temperature", "generation.sampling.temperature", lambda c: c.generate("llama", "x", temperature=-1)),
-    ("infinite temperature", "generation.sampling.temperature", lambda c: c.generate("llama", "x", temperature=float("inf"))),
+    (
+        "infinite temperature",
+        "generation.sampling.temperature",
+        lambda c: c.generate("llama", "x", temperature=float("inf")),
+    ),
     ("top_p of zero", "generation.sampling.top_p", lambda c: c.generate("llama", "x", top_p=0.0)),
     ("top_p that is no number", "generation.sampling.top_p", lambda c: c.generate("llama", "x", top_p=float("nan"))),
     ("min_p above one", "generation.sampling.min_p", lambda c: c.generate("llama", "x", min_p=1.5)),
-    ("repetition penalty of zero", "generation.sampling.repetition_penalty", lambda c: c.generate("llama", "x", repetition_penalty=0)),
+    (
+        "repetition penalty of zero",
+        "generation.sampling.repetition_penalty",
+        lambda c: c.generate("llama", "x", repetition_penalty=0),
+    ),
     ("too many stop strings", "generation.stop.strings", lambda c: c.generate("llama", "x", stop=["a"] * 17)),
     ("an empty stop string", "generation.stop.strings", lambda c: c.generate("llama", "x", stop=[""])),
     ("too many completions", "generation.num_completions", lambda c: c.generate("llama", "x", num_completions=17)),
-    ("more new tokens than the context takes", "generation.stop.max_new_tokens", lambda c: c.generate("llama", "x", max_new_tokens=10_000)),
-    ("min above max", "generation.stop.min_new_tokens", lambda c: c.generate("llama", "x", max_new_tokens=2, min_new_tokens=3)),
+    (
+        "more new tokens than the context takes",
+        "generation.stop.max_new_tokens",
+        lambda c: c.generate("llama", "x", max_new_tokens=10_000),
+    ),
+    (
+        "min above max",
+        "generation.stop.min_new_tokens",
+        lambda c: c.generate("llama", "x", max_new_tokens=2, min_new_tokens=3),
+    ),
     ("prompt longer than the context", "generation", lambda c: c.generate("llama", "the fox " * 500)),
 ]
 
@@ -70,7 +85,9 @@ def test_one_bad_input_fails_the_whole_call_and_is_named(tiny_server: ServerProc
     ],
     ids=["model", "version", "label", "model of GetModel", "job"],
 )
-def test_what_is_not_there_is_not_found_and_what_is_there_is_listed(tiny_server: ServerProcess, call: Call, listed: str) -> None:
+def test_what_is_not_there_is_not_found_and_what_is_there_is_listed(
+    tiny_server: ServerProcess, call: Call, listed: str
+) -> None:
     with tiny_server.client() as client, pytest.raises(NotFoundError) as caught:
         call(client)
     assert listed in str(caught.value)
@@ -89,7 +106,9 @@ def test_overflow_is_refused_by_default_and_stated_when_cut(tiny_server: ServerP
     with tiny_server.client() as client:
         with pytest.raises(InvalidRequestError):
             client.classify("bert", [long])
-        end, start = (client.classify("bert", [long], overflow=way).results[0] for way in ("truncate_end", "truncate_start"))
+        end, start = (
+            client.classify("bert", [long], overflow=way).results[0] for way in ("truncate_end", "truncate_start")
+        )
         windows = client.classify("bert", [long], overflow="windows").results[0]
     assert end.num_input_tokens == start.num_input_tokens == 64
     assert end.num_dropped_tokens == start.num_dropped_tokens > 0
@@ -102,7 +121,10 @@ def test_no_prompt_is_ever_logged(tiny_server: ServerProcess) -> None:
     with tiny_server.client() as client:
         client.classify("bert", [secret])
         client.generate("llama", secret, max_new_tokens=2)
-        for call in (lambda: client.classify("bert", [secret * 20]), lambda: client.generate("llama", secret, temperature=-1)):
+        for call in (
+            lambda: client.classify("bert", [secret * 20]),
+            lambda: client.generate("llama", secret, temperature=-1),
+        ):
             with pytest.raises(RpcError) as caught:
                 call()
             assert secret not in str(caught.value)

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from harness import models
 from harness.server import ServerProcess, version_state
-
 from shoal import PreconditionError
 
 
@@ -46,7 +45,9 @@ def add_a_pickle(folder: Path) -> None:
 
 
 def escape_the_folder(folder: Path) -> None:
-    edit_manifest(folder, lambda t: t["files"].append({"path": "../../../etc/passwd.txt", "size_bytes": 1, "sha256": "0" * 64}))  # type: ignore[attr-defined]
+    edit_manifest(
+        folder, lambda t: t["files"].append({"path": "../../../etc/passwd.txt", "size_bytes": 1, "sha256": "0" * 64})
+    )  # type: ignore[attr-defined]
 
 
 def link_outside(folder: Path) -> None:
@@ -146,29 +147,27 @@ def test_a_damaged_version_is_refused_and_the_old_one_serves(
 
 def test_half_a_copy_is_not_seen_and_becomes_live_when_whole(server: ServerProcess, tiny_repository: Path) -> None:
     """A copy without its manifest is incomplete; with it, it is loaded."""
-    source = tiny_repository / "bert" / "1"
-    folder = tiny_repository / "bert" / "100"
+    source = tiny_repository / "llama" / "1"
+    folder = tiny_repository / "llama" / "100"
     folder.mkdir()
     for path in sorted(source.iterdir()):
         if path.name != "manifest.json":
             shutil.copy(path, folder / path.name)
     time.sleep(1.0)
     with server.client() as client:
-        assert version_state(client, "bert", 100)[0] == "absent"
+        assert version_state(client, "llama", 100)[0] == "absent"
     from shoal_models.manifest import read_manifest
 
     manifest = dataclasses.replace(read_manifest(source), version=100)
     (folder / "manifest.tmp").write_text(json.dumps(dataclasses.asdict(manifest)))
     (folder / "manifest.tmp").rename(folder / "manifest.json")
-    server.wait_live("bert", 100)
+    server.wait_live("llama", 100)
 
 
-def test_no_memory_for_a_version_is_decided_before_loading(
-    tmp_path: Path, tiny_repository: Path, tiny_folders: dict[str, Path]
-) -> None:
+def test_no_memory_for_a_version_is_decided_before_loading(tmp_path: Path, tiny_folders: dict[str, Path]) -> None:
     repository = tmp_path / "models"
-    models.copy_version(repository, "bert", tiny_repository / "bert" / "1", 1)
-    models.import_version(repository, "llama", tiny_folders["llama"])
+    for kind in ("bert", "llama"):
+        models.import_version(repository, kind, tiny_folders[kind])
     changes = {"engine": {"memory_limit_bytes": 2**30}, "generate": {"kv_cache_bytes": 2**34}}
     with ServerProcess(tmp_path / "server", repository, changes) as running:
         running.wait_live("bert", 1)

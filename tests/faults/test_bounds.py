@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from harness.server import ServerProcess
-
 from shoal import AsyncClient, DeadlineError, ExhaustedError, RpcError
 
 
@@ -60,7 +59,9 @@ async def test_an_expired_request_ends_in_time_and_frees_its_place(server: Serve
 
 async def wait_idle(server: ServerProcess, limit_s: float = 6.0) -> float:
     began = time.monotonic()
-    while server.metric("shoal_kv_blocks_used", model="llama") or server.metric("shoal_requests_running", model="llama"):
+    while server.metric("shoal_kv_blocks_used", model="llama") or server.metric(
+        "shoal_requests_running", model="llama"
+    ):
         assert time.monotonic() - began < limit_s
         await asyncio.sleep(0.1)
     return time.monotonic() - began

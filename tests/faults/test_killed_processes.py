@@ -11,7 +11,6 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harness.server import ServerProcess
-
 from shoal import RpcError, ShoalError, UnavailableError
 
 
@@ -33,7 +32,11 @@ def eventually(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
 def health(server: ServerProcess, service: str = "") -> int:
     with grpc.insecure_channel(server.address) as channel:
         try:
-            return health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=5).status
+            return (
+                health_pb2_grpc.HealthStub(channel)
+                .Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+                .status
+            )
         except grpc.RpcError:
             return health_pb2.HealthCheckResponse.UNKNOWN
 

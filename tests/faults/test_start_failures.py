@@ -53,7 +53,9 @@ def test_two_servers_on_one_state_folder(tmp_path: Path, tiny_server: ServerProc
     ],
     ids=["range", "unknown section", "open to the world", "unknown service"],
 )
-def test_a_bad_configuration_names_key_and_range(tmp_path: Path, changes: dict[str, Any], words: tuple[str, ...]) -> None:
+def test_a_bad_configuration_names_key_and_range(
+    tmp_path: Path, changes: dict[str, Any], words: tuple[str, ...]
+) -> None:
     code, output = failure(ServerProcess(tmp_path, tmp_path / "models", changes))
     assert code == 2
     assert all(word in output for word in words), output
@@ -76,7 +78,9 @@ def test_a_newer_database_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_state_folder_that_cannot_be_made(tmp_path: Path) -> None:
     blocker = tmp_path / "file"
     blocker.write_text("not a folder")
-    code, output = failure(ServerProcess(tmp_path / "server", tmp_path / "models", {"state_dir": str(blocker / "state")}))
+    code, output = failure(
+        ServerProcess(tmp_path / "server", tmp_path / "models", {"state_dir": str(blocker / "state")})
+    )
     assert code != 0
     assert str(blocker) in output
     assert "Traceback" not in output
@@ -84,7 +88,9 @@ def test_a_state_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_config_show_prints_what_config_check_takes(tmp_path: Path) -> None:
     def shoal(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "shoal.cli", *arguments], capture_output=True, text=True, timeout=60)
+        return subprocess.run(
+            [sys.executable, "-m", "shoal.cli", *arguments], capture_output=True, text=True, timeout=60
+        )
 
     shown = shoal("config", "show")
     assert shown.returncode == 0

@@ -16,7 +16,6 @@ from typing import Any
 import psutil
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
-
 from shoal import Client
 
 START_LIMIT_S = 90.0
@@ -26,7 +25,9 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """`base` with the sections of `changes` laid over it."""
     merged = dict(base)
     for key, value in changes.items():
-        merged[key] = merge(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
+        merged[key] = (
+            merge(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
+        )
     return merged
 
 
@@ -41,7 +42,13 @@ class ServerProcess:
         self.config = merge(
             {
                 "state_dir": str(self.state_dir),
-                "listen": {"address": "127.0.0.1:0", "metrics_address": "127.0.0.1:0", "num_fronts": 1, "lame_duck_s": 0.1, "drain_s": 10.0},
+                "listen": {
+                    "address": "127.0.0.1:0",
+                    "metrics_address": "127.0.0.1:0",
+                    "num_fronts": 1,
+                    "lame_duck_s": 0.1,
+                    "drain_s": 10.0,
+                },
                 "repository": {"path": str(repository), "poll_interval_s": 0.2},
                 "engine": {"dtype": "float32", "num_threads": 1},
             },
@@ -111,7 +118,11 @@ class ServerProcess:
 
     def children(self, role: str) -> list[psutil.Process]:
         """Its "front" or "engine" processes, in the order of their starts."""
-        found = [p for p in psutil.Process(self.pid).children() if any(f"shoal_server.{role}." in part for part in p.cmdline())]
+        found = [
+            p
+            for p in psutil.Process(self.pid).children()
+            if any(f"shoal_server.{role}." in part for part in p.cmdline())
+        ]
         return sorted(found, key=lambda p: p.create_time())
 
     def samples(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -145,7 +156,9 @@ class ServerProcess:
     def __enter__(self) -> ServerProcess:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.process is not None and self.process.poll() is None:
             self.stop()
 

@@ -9,10 +9,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-WORDS = (
-    "the quick brown fox jumps over a lazy dog while seven wizards quietly brew strong coffee in an old harbour town and "
-    "nobody asks why rain keeps falling on green hills markets rise fall trade ministers speak players score late goals"
-).split()
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "seven", "wizards", "quietly", "brew", "strong", "coffee", "in", "an", "old", "harbour", "town", "and", "nobody", "asks", "why", "rain", "keeps", "falling", "on", "green", "hills", "markets", "rise", "fall", "trade", "ministers", "speak", "players", "score", "late", "goals"]
 ENCODERS = ("bert", "roberta", "distilbert")
 DECODERS = ("gpt2", "llama", "qwen2")
 CHAT_TEMPLATE = (
@@ -45,13 +42,20 @@ def wordpiece_tokenizer() -> Any:
     core.normalizer = normalizers.BertNormalizer(lowercase=True)
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    core.train_from_iterator(_corpus(), trainers.WordPieceTrainer(vocab_size=300, special_tokens=specials, show_progress=False))
+    core.train_from_iterator(
+        _corpus(), trainers.WordPieceTrainer(vocab_size=300, special_tokens=specials, show_progress=False)
+    )
     cls, sep = core.token_to_id("[CLS]"), core.token_to_id("[SEP]")
     core.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", cls), ("[SEP]", sep)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]"
+        tokenizer_object=core,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
     )
 
 
@@ -65,12 +69,18 @@ def byte_tokenizer(*, roberta: bool = False) -> Any:
     core.decoder = decoders.ByteLevel()
     specials = ["<s>", "<pad>", "</s>", "<|user|>", "<|assistant|>", "<|system|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=specials, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
     core.train_from_iterator(_corpus(), trainer)
     if roberta:
         core.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>", **({"cls_token": "<s>", "sep_token": "</s>"} if roberta else {})
+        tokenizer_object=core,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        **({"cls_token": "<s>", "sep_token": "</s>"} if roberta else {}),
     )
     if not roberta:
         fast.chat_template = CHAT_TEMPLATE
@@ -81,12 +91,19 @@ def _encoder(kind: str, num_labels: int, problem: str) -> tuple[Any, Any]:
     import transformers as t
 
     tokenizer = byte_tokenizer(roberta=True) if kind == "roberta" else wordpiece_tokenizer()
-    shared: dict[str, Any] = {"vocab_size": len(tokenizer), "num_labels": num_labels, "pad_token_id": tokenizer.pad_token_id, "problem_type": problem}
+    shared: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "num_labels": num_labels,
+        "pad_token_id": tokenizer.pad_token_id,
+        "problem_type": problem,
+    }
     wide = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
     if kind == "bert":
         return t.BertForSequenceClassification(t.BertConfig(**shared, **wide, max_position_embeddings=64)), tokenizer
     if kind == "roberta":
-        return t.RobertaForSequenceClassification(t.RobertaConfig(**shared, **wide, max_position_embeddings=66, type_vocab_size=1)), tokenizer
+        return t.RobertaForSequenceClassification(
+            t.RobertaConfig(**shared, **wide, max_position_embeddings=66, type_vocab_size=1)
+        ), tokenizer
     config = t.DistilBertConfig(**shared, dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=64)
     return t.DistilBertForSequenceClassification(config), tokenizer
 
@@ -96,7 +113,13 @@ def _decoder(kind: str) -> tuple[Any, Any]:
 
     tokenizer = byte_tokenizer()
     shared: dict[str, Any] = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
-    wide = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
+    wide = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 64,
+    }
     if kind == "gpt2":
         return t.GPT2LMHeadModel(t.GPT2Config(**shared, n_embd=32, n_layer=2, n_head=4, n_positions=256)), tokenizer
     if kind == "llama":
@@ -104,7 +127,9 @@ def _decoder(kind: str) -> tuple[Any, Any]:
     return t.Qwen2ForCausalLM(t.Qwen2Config(**shared, **wide, max_position_embeddings=256)), tokenizer
 
 
-def make(kind: str, folder: Path, *, seed: int = 0, num_labels: int = 3, problem: str = "single_label_classification") -> Path:
+def make(
+    kind: str, folder: Path, *, seed: int = 0, num_labels: int = 3, problem: str = "single_label_classification"
+) -> Path:
     """Write a tiny model of `kind` as a transformers folder and return it."""
     import torch
 

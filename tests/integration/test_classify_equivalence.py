@@ -10,12 +10,16 @@ import pytest
 from harness import models, tiny
 from harness.reference import ReferenceClassifier
 from harness.server import ServerProcess
-
 from shoal import AsyncClient
 
 TOLERANCE = 1e-4
 KINDS = (*tiny.ENCODERS, "minilm")
-TEXTS = [*tiny.texts(1, 40, longest=30), "x", "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich.", "今日は良い天気です"]
+TEXTS = [
+    *tiny.texts(1, 40, longest=30),
+    "x",
+    "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich.",
+    "今日は良い天気です",
+]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +49,9 @@ def in_label_order(result: object) -> list[float]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_concurrent_single_texts_equal_transformers(server: ServerProcess, expected: dict[str, list[list[float]]], kind: str) -> None:
+async def test_concurrent_single_texts_equal_transformers(
+    server: ServerProcess, expected: dict[str, list[list[float]]], kind: str
+) -> None:
     async with AsyncClient(server.address) as client:
         replies = await asyncio.gather(*(client.classify(kind, [text], scores="logits") for text in TEXTS))
     for reply, logits in zip(replies, expected[kind], strict=True):
@@ -53,7 +59,9 @@ async def test_concurrent_single_texts_equal_transformers(server: ServerProcess,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_many_texts_in_one_call_equal_transformers(server: ServerProcess, expected: dict[str, list[list[float]]], kind: str) -> None:
+async def test_many_texts_in_one_call_equal_transformers(
+    server: ServerProcess, expected: dict[str, list[list[float]]], kind: str
+) -> None:
     async with AsyncClient(server.address) as client:
         reply = await client.classify(kind, TEXTS, scores="logits")
     for result, logits in zip(reply.results, expected[kind], strict=True):

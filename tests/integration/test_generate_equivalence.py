@@ -11,7 +11,6 @@ import pytest
 from harness import models, tiny
 from harness.reference import GreedyReference, ReferenceGenerator, differs_at_near_tie
 from harness.server import ServerProcess
-
 from shoal import AsyncClient
 
 NUM_TINY = 40
@@ -19,16 +18,22 @@ MAX_SHARE_OF_NEAR_TIES = 0.01
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, tiny_folders: dict[str, Path], smollm2_repository: Path) -> Iterator[ServerProcess]:
+def server(
+    tmp_path_factory: pytest.TempPathFactory, tiny_folders: dict[str, Path], smollm2_repository: Path
+) -> Iterator[ServerProcess]:
     for kind in tiny.DECODERS:
         models.import_version(smollm2_repository, kind, tiny_folders[kind])
-    with ServerProcess(tmp_path_factory.mktemp("server"), smollm2_repository, {"generate": {"token_budget": 48}}) as running:
+    with ServerProcess(
+        tmp_path_factory.mktemp("server"), smollm2_repository, {"generate": {"token_budget": 48}}
+    ) as running:
         for name in (*tiny.DECODERS, "smollm2"):
             running.wait_live(name, 1)
         yield running
 
 
-async def join_and_leave(client: AsyncClient, model: str, prompts: list[list[int]], lengths: list[int], seed: int) -> list[list[int]]:
+async def join_and_leave(
+    client: AsyncClient, model: str, prompts: list[list[int]], lengths: list[int], seed: int
+) -> list[list[int]]:
     """All prompts, each begun at a random moment, beside others that are cancelled after a few tokens."""
     rng = random.Random(seed)
 
@@ -39,7 +44,9 @@ async def join_and_leave(client: AsyncClient, model: str, prompts: list[list[int
 
     async def leaver(prompt: list[int], num_deltas: int, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
-        async with client.stream_generate(model, token_ids=prompt, temperature=0, max_new_tokens=100, ignore_eos=True) as stream:
+        async with client.stream_generate(
+            model, token_ids=prompt, temperature=0, max_new_tokens=100, ignore_eos=True
+        ) as stream:
             seen = 0
             async for _ in stream:
                 seen += 1
@@ -63,7 +70,9 @@ def compare(references: list[GreedyReference], found: list[list[int]]) -> None:
 
 
 @pytest.mark.parametrize("kind", tiny.DECODERS)
-async def test_tiny_decoders_equal_transformers(server: ServerProcess, tiny_folders: dict[str, Path], kind: str) -> None:
+async def test_tiny_decoders_equal_transformers(
+    server: ServerProcess, tiny_folders: dict[str, Path], kind: str
+) -> None:
     rng = random.Random(5)
     reference = ReferenceGenerator(tiny_folders[kind])
     prompts = [reference.tokenizer(text).input_ids[:120] for text in tiny.texts(5, NUM_TINY)]
@@ -75,9 +84,19 @@ async def test_tiny_decoders_equal_transformers(server: ServerProcess, tiny_fold
 
 async def test_smollm2_equals_transformers(server: ServerProcess, smollm2_repository: Path) -> None:
     reference = ReferenceGenerator(smollm2_repository / "smollm2" / "1")
-    questions = ("Why do fish swim in shoals?", "Name three colours.", "What is rain?", "Say hello in French.", "Count to five.", "Who was Ada Lovelace?")
+    questions = (
+        "Why do fish swim in shoals?",
+        "Name three colours.",
+        "What is rain?",
+        "Say hello in French.",
+        "Count to five.",
+        "Who was Ada Lovelace?",
+    )
     prompts = [
-        reference.tokenizer.apply_chat_template([{"role": "user", "content": q}], add_generation_prompt=True, return_dict=False) for q in questions
+        reference.tokenizer.apply_chat_template(
+            [{"role": "user", "content": q}], add_generation_prompt=True, return_dict=False
+        )
+        for q in questions
     ]
     lengths = [12, 20, 16, 8, 20, 14]
     references = [reference.greedy(prompt, length) for prompt, length in zip(prompts, lengths, strict=True)]
@@ -112,7 +131,9 @@ async def test_same_seed_same_text_whatever_the_company(server: ServerProcess) -
     async with AsyncClient(server.address) as client:
         options = {"temperature": 1.0, "max_new_tokens": 30, "ignore_eos": True}
         alone = [(await client.generate("qwen2", "an old harbour", seed=s, **options)).text for s in range(8)]
-        together = await asyncio.gather(*(client.generate("qwen2", "an old harbour", seed=s, **options) for s in range(8)))
+        together = await asyncio.gather(
+            *(client.generate("qwen2", "an old harbour", seed=s, **options) for s in range(8))
+        )
         several = await client.generate("qwen2", "an old harbour", seed=0, num_completions=8, **options)
     assert [reply.text for reply in together] == alone
     assert [completion.text for completion in several.completions] == alone

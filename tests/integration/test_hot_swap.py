@@ -13,7 +13,6 @@ import pytest
 from harness import models, tiny
 from harness.reference import ReferenceClassifier, ReferenceGenerator
 from harness.server import ServerProcess, version_state
-
 from shoal import AsyncClient
 
 NUM_SWAPS = 50
@@ -25,7 +24,9 @@ NUM_TOKENS = 60
 @pytest.fixture(scope="module")
 def variants(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     root = tmp_path_factory.mktemp("variants")
-    return {kind: [tiny.make(kind, root / f"{kind}-{seed}", seed=seed) for seed in (11, 12)] for kind in ("bert", "llama")}
+    return {
+        kind: [tiny.make(kind, root / f"{kind}-{seed}", seed=seed) for seed in (11, 12)] for kind in ("bert", "llama")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,9 @@ class Watcher:
     async def stream(self, client: AsyncClient) -> None:
         while not self.stop.is_set():
             newest = max(self.seen["llama"], default=0)
-            async with client.stream_generate("llama", token_ids=self.prompt, temperature=0, max_new_tokens=NUM_TOKENS) as stream:
+            async with client.stream_generate(
+                "llama", token_ids=self.prompt, temperature=0, max_new_tokens=NUM_TOKENS
+            ) as stream:
                 tokens = [token async for delta in stream for token in delta.token_ids]
             version = stream.summary.served_by.version
             assert tokens == self.tokens[(version + 1) % 2], version
@@ -92,7 +95,9 @@ async def wait_live(client: AsyncClient, model: str, version: int) -> None:
         await asyncio.sleep(0.02)
 
 
-async def test_fifty_swaps_lose_nothing_and_mix_nothing(server: ServerProcess, repository: Path, variants: dict[str, list[Path]]) -> None:
+async def test_fifty_swaps_lose_nothing_and_mix_nothing(
+    server: ServerProcess, repository: Path, variants: dict[str, list[Path]]
+) -> None:
     watcher = Watcher(variants)
     async with AsyncClient(server.address) as client:
         asking = [asyncio.create_task(watcher.classify(client)) for _ in range(4)]

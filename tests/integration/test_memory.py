@@ -7,7 +7,6 @@ import asyncio
 import psutil
 from harness import tiny
 from harness.server import ServerProcess
-
 from shoal import AsyncClient
 
 ALLOWED_GROWTH = 1.03

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from harness import tiny
 from harness.server import ServerProcess
-
 from shoal import AsyncClient, RpcError
 
 
@@ -45,7 +44,9 @@ async def send(server: ServerProcess, num_clients: int) -> tuple[int, int, int, 
                 await client.classify("bert", [""])
             except RpcError:
                 refused += 1
-            generated = await client.generate("llama", "an old harbour", temperature=0, max_new_tokens=7, ignore_eos=True)
+            generated = await client.generate(
+                "llama", "an old harbour", temperature=0, max_new_tokens=7, ignore_eos=True
+            )
             tokens_out += generated.summary.num_output_tokens
     return answered, refused, tokens_in, tokens_out
 
@@ -82,7 +83,11 @@ def test_counters_never_go_back_when_a_front_dies(server: ServerProcess) -> None
 
 def test_every_process_shows_its_memory(server: ServerProcess) -> None:
     def shown() -> bool:
-        names = {dict(pairs).get("process") for (name, pairs) in server.samples() if name == "shoal_process_resident_memory_bytes"}
+        names = {
+            dict(pairs).get("process")
+            for (name, pairs) in server.samples()
+            if name == "shoal_process_resident_memory_bytes"
+        }
         return len(names) >= 4  # control, two fronts, an engine
 
     assert eventually(shown)

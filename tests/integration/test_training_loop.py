@@ -13,7 +13,6 @@ import psutil
 import pytest
 from harness import tiny
 from harness.server import ServerProcess
-
 from shoal import AlreadyExistsError, Client, InvalidRequestError, NotFoundError, TrainingJob
 
 SECRET = "zebra-row-content"
@@ -21,7 +20,9 @@ SECRET = "zebra-row-content"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, tiny_repository: Path) -> Iterator[ServerProcess]:
-    with ServerProcess(tmp_path_factory.mktemp("server"), tiny_repository, {"train": {"max_running_jobs": 2}}) as running:
+    with ServerProcess(
+        tmp_path_factory.mktemp("server"), tiny_repository, {"train": {"max_running_jobs": 2}}
+    ) as running:
         running.wait_live("bert", 1)
         yield running
 
@@ -137,7 +138,9 @@ def test_a_dry_run_shows_every_default(server: ServerProcess, data: Path) -> Non
     ],
     ids=["epochs", "batch size", "objective against family", "name", "path outside the roots"],
 )
-def test_a_bad_spec_is_refused_at_submit(server: ServerProcess, data: Path, changes: dict[str, Any], field: str) -> None:
+def test_a_bad_spec_is_refused_at_submit(
+    server: ServerProcess, data: Path, changes: dict[str, Any], field: str
+) -> None:
     with server.client() as client, pytest.raises(InvalidRequestError) as caught:
         client.create_training_job(spec(client, data, **changes))
     assert any(field in violation.field for violation in caught.value.violations), caught.value.violations
@@ -168,7 +171,9 @@ def test_bad_rows_fail_with_line_numbers_and_show_nothing(server: ServerProcess,
 
 def test_a_killed_trainer_resumes_from_its_checkpoint(server: ServerProcess, data: Path) -> None:
     with server.client() as client:
-        job = client.create_training_job(spec(client, data, name="killed", epochs=60, early_stopping_patience=0, checkpoint_interval="0.3s"))
+        job = client.create_training_job(
+            spec(client, data, name="killed", epochs=60, early_stopping_patience=0, checkpoint_interval="0.3s")
+        )
         wait_for_checkpoint(client, job.id)
         trainer_of(server, job.id).kill()
         ended = wait_ended(client, job.id)
@@ -193,7 +198,9 @@ def test_a_cancelled_job_ends_and_its_process_with_it(server: ServerProcess, dat
 
 def test_a_job_survives_a_restart_of_the_server(server: ServerProcess, data: Path) -> None:
     with server.client() as client:
-        job = client.create_training_job(spec(client, data, name="survivor", epochs=100, early_stopping_patience=0, checkpoint_interval="0.5s"))
+        job = client.create_training_job(
+            spec(client, data, name="survivor", epochs=100, early_stopping_patience=0, checkpoint_interval="0.5s")
+        )
         wait_for_checkpoint(client, job.id)
     process = trainer_of(server, job.id)
     server.stop()
