@@ -32,7 +32,7 @@ from shoal.types import JobProgress, StateChanged, VersionPublished
 
 ROOT = Path("demo")
 MODELS = ROOT / "models"
-NUM_TRAINING_ROWS = 400
+NUM_TRAINING_ROWS = 320
 NUM_HELD_OUT_ROWS = 200
 NUM_CHARACTERS = 400  # of each article, for the encoder and the baseline alike
 MAX_TOKENS = 96
@@ -296,13 +296,12 @@ def run_loop(server: Server) -> None:
     with Client(server.address) as client:
         wait_live(client, "smollm2", 1)
         step(3, f"Fine-tune the encoder on {len(training)} real news articles, through the Train service")
-        first = train(client, data, "minilm", epochs=3, title="fine-tuning")
+        first = train(client, data, "minilm", epochs=2, title="fine-tuning")
         step(4, "Hot-load what was published, and classify articles it has never seen")
         console.print(f"  {TOPICS}@{first} is live {wait_live(client, TOPICS, first):.1f} s after the job ended")
         ours, theirs = accuracy(client, held_out, first), baseline_accuracy(training, held_out)
-        console.print(
-            f"  accuracy on {len(held_out)} held-out articles: [bold]{ours:.3f}[/]   TF-IDF + logistic regression on the same text: {theirs:.3f}"
-        )
+        console.print(f"  accuracy on {len(held_out)} held-out articles:                       [bold]{ours:.3f}[/]")
+        console.print(f"  TF-IDF + logistic regression on the same truncated text:  [bold]{theirs:.3f}[/]")
         step(5, "Chat with the 135M-parameter model, streamed")
         chat(client)
         step(6, "Publish a second version while requests keep coming")
@@ -325,9 +324,7 @@ def swap_under_load(client: Client, server: Server, rows: list[Row], first: int)
         stop.set()
         loader.join()
     by_version = ", ".join(f"{count:,} by version {version}" for version, count in sorted(report.answers.items()))
-    console.print(
-        f"  {sum(report.answers.values()):,} requests answered meanwhile: {by_version}; failed: [bold]{len(report.failures)}[/]"
-    )
+    console.print(f"  answered meanwhile: {by_version}; failed: [bold]{len(report.failures)}[/]")
     held_out = rows[NUM_TRAINING_ROWS : NUM_TRAINING_ROWS + NUM_HELD_OUT_ROWS]
     console.print(f"  accuracy of version {second}: {accuracy(client, held_out, second):.3f}")
     if report.failures or second not in report.answers:

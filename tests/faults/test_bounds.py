@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from harness.server import ServerProcess
-from shoal import AsyncClient, DeadlineError, ExhaustedError, RpcError
+from shoal import AsyncClient, DeadlineError, ExhaustedError
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,7 @@ async def test_cancelled_streams_free_their_places(server: ServerProcess) -> Non
             try:
                 reply = await client.generate("llama", "hello", max_new_tokens=2, timeout=5)
                 break
-            except RpcError as error:  # the last cancellations may still be on their way
-                assert isinstance(error, ExhaustedError)
+            except ExhaustedError:  # the last cancellations may still be on their way
                 await asyncio.sleep(0.05)
         assert reply.summary.num_output_tokens == 2
     await wait_idle(server)

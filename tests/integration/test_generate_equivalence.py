@@ -1,4 +1,4 @@
-"""Continuous batching changes nothing: greedy tokens are those of transformers' `generate`, whoever joins and leaves."""
+"""Continuous batching changes nothing: greedy tokens are those of `generate`, whoever joins and leaves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop through the Train service with real processes: upload, train, publish, hot-load, classify; and its faults."""
+"""The loop through the Train service: upload, train, publish, hot-load, classify; and its faults."""
 
 from __future__ import annotations
 
