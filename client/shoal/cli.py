@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from shoal.channel import client_version
 from shoal.commands import classify, datasets, external, generate, jobs, models, train
 from shoal.commands.output import ExitCode
+from shoal.commands.parser import FreeOrderParser
 from shoal.errors import (
     ConfigurationError,
     DeadlineError,
@@ -81,7 +82,7 @@ def exit_code(error: ShoalError) -> ExitCode:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of everything but the commands that other packages own."""
     description = "Train, publish, hot-load and serve language models."
-    parser = argparse.ArgumentParser(
+    parser = FreeOrderParser(
         prog="shoal",
         description=description,
         epilog=(__doc__ or "").partition("\n\n")[2],

@@ -88,7 +88,7 @@ def _classify_texts(client: Client, arguments: argparse.Namespace) -> int:
 
 def _classify_lines(client: Client, arguments: argparse.Namespace) -> int:
     lines = enumerate(read_lines(arguments.file))
-    num_failed = 0
+    num_lines = num_failed = 0
     first_failure = ""
     while (first := next(lines, None)) is not None:
         texts: dict[int, str] = {}
@@ -97,12 +97,13 @@ def _classify_lines(client: Client, arguments: argparse.Namespace) -> int:
         with client.classify_stream(arguments.model.name, inputs, **_options(arguments)) as outcomes:
             for outcome in outcomes:
                 index = offset + outcome.index
+                num_lines += 1
                 _print_outcome(index, outcome, texts.pop(index, ""), as_json=arguments.json)
                 if outcome.error is not None:
                     num_failed += 1
                     first_failure = first_failure or f"line {index + 1}: {outcome.error}"
     if num_failed:
-        print(f"shoal: {num_failed:,} lines failed; the first: {first_failure}", file=sys.stderr)
+        print(f"shoal: {num_failed:,} of {num_lines:,} lines failed; the first: {first_failure}", file=sys.stderr)
         return ExitCode.FAILED
     return ExitCode.OK
 

@@ -102,7 +102,7 @@ def test_failed_lines_keep_their_place_and_the_code_tells(shoal: Any, tmp_path: 
     assert code == 1
     assert [line.split("\t")[0] for line in out.splitlines()] == ["short", "error", "short"]
     assert [line.split("\t")[-1] for line in out.splitlines()] == ["one", "", "three"]
-    assert err == "shoal: 1 lines failed; the first: line 2: input.text: is empty\n"
+    assert err == "shoal: 1 of 3 lines failed; the first: line 2: input.text: is empty\n"
     _, out, _ = shoal("classify", "demo", "--file", path, "--json")
     assert as_json_lines(out)[1]["error"] == {
         "code": "INVALID_ARGUMENT",
@@ -246,6 +246,15 @@ def test_several_completions_are_printed_one_after_the_other(shoal: Any) -> None
         "--- 2 of 2: stop_string",
         "once goes on 1",
     ]
+
+
+def test_options_may_stand_anywhere(shoal: Any, server: FakeServer) -> None:
+    assert shoal("generate", "demo", "--chat", "hi there")[1] == "2:hi there \n"
+    assert shoal("generate", "--chat", "demo", "--temperature", "0", "hi", "--timeout", "5")[1] == "2:hi \n"
+    assert len(json.loads(shoal("classify", "demo", "--json", "one", "--top-k", "2", "two")[1])["results"]) == 2
+    assert shoal("generate", "demo", "--chat", "--", "-x")[1] == "2:-x \n"
+    code, _, err = shoal("generate", "demo", "one", "two")
+    assert (code, "unrecognized arguments: two" in err) == (2, True)
 
 
 def test_a_prompt_comes_from_a_pipe(server: FakeServer) -> None:
