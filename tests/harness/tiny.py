@@ -9,11 +9,11 @@ import random
 from pathlib import Path
 from typing import Any
 
-WORDS = tuple(
-    """the quick brown fox jumps over a lazy dog while seven wizards quietly brew strong coffee in an old harbour town and
-    nobody asks why rain keeps falling on green hills markets rise fall trade ministers speak players score late
-    goals""".split()
+SENTENCE = (
+    "the quick brown fox jumps over a lazy dog while seven wizards quietly brew strong coffee in an old harbour town "
+    "and nobody asks why rain keeps falling on green hills markets rise fall trade ministers speak players score late goals"
 )
+WORDS = tuple(SENTENCE.split())
 ENCODERS = ("bert", "roberta", "distilbert")
 DECODERS = ("gpt2", "llama", "qwen2")
 CHAT_TEMPLATE = (
