@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 SENTENCE = (
-    "the quick brown fox jumps over a lazy dog while seven wizards quietly brew strong coffee in an old harbour town "
-    "and nobody asks why rain keeps falling on green hills markets rise fall trade ministers speak players score late goals"
+    "the quick brown fox jumps over a lazy dog while seven wizards quietly brew strong coffee in an old town and "
+    "nobody asks why rain keeps falling on green hills markets rise fall trade ministers speak players score late goals"
 )
 WORDS = tuple(SENTENCE.split())
 ENCODERS = ("bert", "roberta", "distilbert")
