@@ -19,7 +19,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 MAX_SIZE: Final = 2**21  # characters or elements of one value
 MAX_EXPONENT: Final = 64
 MAX_INTEGER: Final = 2**256
-_HUGE_FIELD = re.compile(r"\d{5,}|\*|\{[^}]*\{")  # a large width, or one that an argument gives, in a format string
+_HUGE_FIELD = re.compile(
+    r"\d{5,}|%[^a-zA-Z%]*\*|\{[^}]*\{"
+)  # a large width, or one that an argument gives, in a format string
 
 
 class TooLarge(Exception):

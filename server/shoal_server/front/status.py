@@ -18,8 +18,8 @@ from shoal_server import errors
 
 DOMAIN: Final = "shoal"
 PUSHBACK_KEY: Final = "grpc-retry-pushback-ms"
-MAX_MESSAGE_CHARACTERS: Final = 1000  # statuses travel in headers, which peers bound to 8 KiB
-MAX_VIOLATION_CHARACTERS: Final = 2000  # over all violations of one status; the first always goes
+MAX_MESSAGE_BYTES: Final = 900  # statuses travel in headers, which peers bound to 8 KiB; the message goes twice
+MAX_VIOLATION_BYTES: Final = 2000  # over all violations of one status; the first always goes
 
 _Code = grpc.StatusCode
 CODES: Final[dict[type[errors.ServerError], grpc.StatusCode]] = {
@@ -69,7 +69,7 @@ def to_status(error: errors.ServerError) -> status_pb2.Status:
         details.append(_bad_request(error.violations))
     if error.retry_after_s is not None:
         details.append(error_details_pb2.RetryInfo(retry_delay=_duration(error.retry_after_s)))
-    status = status_pb2.Status(code=CODES[type(error)].value[0], message=_cut(error.message, MAX_MESSAGE_CHARACTERS))
+    status = status_pb2.Status(code=CODES[type(error)].value[0], message=_cut(error.message, MAX_MESSAGE_BYTES))
     for detail in details:
         packed = AnyProto()
         packed.Pack(detail)
@@ -87,10 +87,10 @@ def trailing_metadata(error: errors.ServerError, status: status_pb2.Status) -> t
 
 def _bad_request(violations: list[errors.Violation]) -> error_details_pb2.BadRequest:
     detail = error_details_pb2.BadRequest()
-    room = MAX_VIOLATION_CHARACTERS
+    room = MAX_VIOLATION_BYTES
     for violation in violations:
         field, description = _cut(violation.field, 200), _cut(violation.description, 500)
-        room -= len(field) + len(description)
+        room -= len(field.encode()) + len(description.encode())
         if room < 0 and detail.field_violations:
             break
         detail.field_violations.add(field=field, description=description)
@@ -103,5 +103,6 @@ def _duration(seconds: float) -> Duration:
     return duration
 
 
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+def _cut(text: str, max_bytes: int) -> str:
+    data = text.encode(errors="replace")
+    return text if len(data) <= max_bytes else data[: max_bytes - 3].decode(errors="ignore") + "…"

@@ -19,8 +19,6 @@ from typing import Any
 
 import grpc
 import msgspec
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-
 from shoal.v1 import classify_pb2, classify_pb2_grpc, generate_pb2_grpc, model_pb2_grpc, train_pb2_grpc
 from shoal_models.manifest import FileEntry, Manifest
 from shoal_server.config import ServerConfig
@@ -52,6 +50,7 @@ from shoal_server.ipc.messages import (
     VersionState,
 )
 from shoal_server.process import Startup
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 CLS, SEP, UNKNOWN = 0, 1, 2
 WORDS = ["good", "bad", "fox", "dog", "the", "a"]  # ids from 3 on
@@ -86,9 +85,7 @@ def byte_ids(text: str) -> list[int]:
     return list(byte_tokenizer().encode(text).ids)
 
 
-def write_version(
-    repository: Path, tokenizer: Tokenizer, files: dict[str, str] | None = None, **fields: Any
-) -> Path:
+def write_version(repository: Path, tokenizer: Tokenizer, files: dict[str, str] | None = None, **fields: Any) -> Path:
     """A version folder as far as fronts read it."""
     manifest = Manifest(
         **{
@@ -196,11 +193,17 @@ class FakeEngine:
             part = ids[start : start + tokens_per_message]
             self.send(TokensGenerated(request_id=call.request_id, token_ids=part))
 
-    def end(self, call: GenerateCall, reason: FinishReason = FinishReason.LENGTH, stop_token_id: int | None = None) -> None:
+    def end(
+        self, call: GenerateCall, reason: FinishReason = FinishReason.LENGTH, stop_token_id: int | None = None
+    ) -> None:
         now_s = time.monotonic()
         self.send(
             GenerateDone(
-                request_id=call.request_id, reason=reason, stop_token_id=stop_token_id, times=times(), first_token_s=now_s
+                request_id=call.request_id,
+                reason=reason,
+                stop_token_id=stop_token_id,
+                times=times(),
+                first_token_s=now_s,
             )
         )
 
@@ -321,7 +324,9 @@ class World:
             self.front.result()
         self.port = (await waiting).port
 
-    async def route(self, *routed: RoutedModel, engines: list[EngineEndpoint] | None = None, serving: bool = True) -> RoutingApplied:
+    async def route(
+        self, *routed: RoutedModel, engines: list[EngineEndpoint] | None = None, serving: bool = True
+    ) -> RoutingApplied:
         """Send a table and wait until it is used."""
         self.control.revision += 1
         revision = self.control.revision
@@ -334,7 +339,7 @@ class World:
         """The newest snapshot after the next one: (name, *labels) -> sample."""
         seen = len(self.control.calls(MetricsSnapshot))
         async with asyncio.timeout(5):
-            while len(self.control.calls(MetricsSnapshot)) < seen + 2:
+            while len(self.control.calls(MetricsSnapshot)) < seen + 2:  # noqa: ASYNC110 - another process would be asked so
                 await asyncio.sleep(0.05)
         families = self.control.calls(MetricsSnapshot)[-1].families
         return {(family.name, *sample.labels): sample for family in families for sample in family.samples}

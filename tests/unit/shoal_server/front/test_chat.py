@@ -7,7 +7,6 @@ import time
 from datetime import datetime
 
 import pytest
-
 from shoal_server.errors import InvalidRequest
 from shoal_server.front.chat import ChatMessage, ChatTemplate, TemplateRefused, _Render
 
@@ -34,6 +33,7 @@ async def test_a_template_like_those_of_transformers() -> None:
 async def test_what_templates_expect_is_there() -> None:
     assert await render("{{ strftime_now('%Y') }}") == str(datetime.now().astimezone().year)
     assert await render("{{ {'k': '<é>'} | tojson }}") == '{"k": "<é>"}'
+    assert await render("{{ '**%s** {}' % 'x' }}") == "**x** {}"
     assert await render("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}") == "01"
 
 
@@ -53,16 +53,17 @@ def test_a_malformed_template_is_refused_when_it_is_loaded() -> None:
         ChatTemplate("\n{% if %}", {})
 
 
-ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}"
+FOREVER = "{% for a in range(99999) %}"
+ENDLESS = 3 * FOREVER + 3 * "{% endfor %}"
 
 
 async def test_an_endless_loop_is_stopped_and_its_thread_ends() -> None:
     began = time.monotonic()
-    with pytest.raises(InvalidRequest, match="took longer than 0.2 s"):
+    with pytest.raises(InvalidRequest, match=r"took longer than 0\.2 s"):
         await render(ENDLESS, limit_s=0.2)
     assert time.monotonic() - began < 2
     async with asyncio.timeout(5):
-        while _Render.num_running:
+        while _Render.num_running:  # noqa: ASYNC110 - no event tells of the thread's end
             await asyncio.sleep(0.01)
     assert await render("fine") == "fine"
 
@@ -86,6 +87,9 @@ async def test_the_output_is_bounded() -> None:
         await render("{% for a in range(99999) %}xxxxxxxxxx{% endfor %}", size=1000)
 
 
+GROW = "{%% set ns = namespace(x='aaaaaaaa') %%}{%% for i in range(60) %%}{%% set ns.x = %s %%}{%% endfor %%}"
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -99,10 +103,10 @@ async def test_the_output_is_bounded() -> None:
         "{{ 'x'.ljust(10**9) }}",
         "{{ 'x' | center(10**9) }}",
         "{{ 'x' | indent(10**9, true) }}",
-        "{% set ns = namespace(x='xxxxxxxx') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
-        "{% set ns = namespace(x='xxxxxxxx') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
-        "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set ns.x = ns.x | replace('a', 'aaaa') %}{% endfor %}",
-        "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set ns.x = ns.x.replace('a', 'aaaa') %}{% endfor %}",
+        GROW % "ns.x ~ ns.x",
+        GROW % "ns.x + ns.x",
+        GROW % "ns.x | replace('a', 'aaaa')",
+        GROW % "ns.x.replace('a', 'aaaa')",
         "{{ (['x' * 99999] * 99999) | join('y' * 99999) }}",
         "{{ ('x' * 99999).join(['x'] * 99999) }}",
     ],
@@ -117,17 +121,17 @@ async def test_operations_that_would_build_something_huge_are_refused(source: st
 @pytest.mark.parametrize(
     "source",
     [
-        "{{ ''.__class__.__mro__ }}",
+        "{{ ''.__class__.__mro__[0] }}",
         "{{ messages.__class__.__bases__[0].__subclasses__() }}",
-        "{{ raise_exception.__globals__ }}",
+        "{{ raise_exception.__globals__.keys() }}",
         "{{ messages.append(1) }}",
+        "{{ messages[0].update(content='x') }}",
         "{{ nobody.at.all }}",
         "{{ 1 / 0 }}",
         "{% include 'x' %}",
     ],
 )
 async def test_the_sandbox_holds(source: str) -> None:
-    try:
-        assert await render(source) == ""  # attributes out of bounds are undefined, and empty when printed
-    except InvalidRequest as error:
-        assert error.violations[0].field == "generation.chat"
+    with pytest.raises(InvalidRequest) as caught:
+        await render(source)
+    assert caught.value.violations[0].field == "generation.chat"

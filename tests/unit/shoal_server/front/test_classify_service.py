@@ -7,9 +7,8 @@ import math
 
 import grpc
 import pytest
-from front_world import CLS, SEP, ids_of, classify_world, text_request, times
+from front_world import CLS, SEP, classify_world, ids_of, text_request, times
 from google.rpc import error_details_pb2, status_pb2
-
 from shoal.v1 import classify_pb2
 from shoal_server.config import ClassifyConfig, LimitsConfig, ServerConfig
 from shoal_server.ipc.messages import Abort, ClassifyCall
@@ -38,7 +37,7 @@ def fields(error: grpc.aio.AioRpcError) -> list[str]:
 
 
 async def test_texts_are_tokenized_run_and_scored() -> None:
-    """"the fox" is [CLS] the fox [SEP]: length 4, first word's id 7; softmax of (4, 7, 0) puts label 1 first."""
+    """The text "the fox" is [CLS] the fox [SEP]: length 4, first id 7; softmax of (4, 7, 0) puts label 1 first."""
     async with classify_world() as world:
         reply = await world.classify.Classify(text_request("the fox", "good"))
         (call,) = world.engine.calls(ClassifyCall)
@@ -46,7 +45,9 @@ async def test_texts_are_tokenized_run_and_scored() -> None:
     assert call.type_starts == [-1, -1]
     total = math.exp(4) + math.exp(7) + 1
     assert list(reply.results[0].label_ids) == [1, 0, 2]
-    assert list(reply.results[0].scores) == pytest.approx([math.exp(7) / total, math.exp(4) / total, 1 / total], rel=1e-5)
+    assert list(reply.results[0].scores) == pytest.approx(
+        [math.exp(7) / total, math.exp(4) / total, 1 / total], rel=1e-5
+    )
     assert (reply.served_by.model, reply.served_by.version) == ("topics", 1)
     assert list(reply.labels) == ["zero", "one", "two"]
     assert reply.head == classify_pb2.HEAD_KIND_SINGLE_LABEL
@@ -98,6 +99,10 @@ async def test_windows_average_their_logits() -> None:
     assert by_label[1] == pytest.approx((14 * 3 + 6 * 4) / 20)
 
 
+def holding(content: dict, **reference) -> classify_pb2.ClassifyRequest:
+    return classify_pb2.ClassifyRequest(model={"name": "topics"} | reference, inputs=[content])
+
+
 @pytest.mark.parametrize(
     ("request_", "field", "words"),
     [
@@ -106,16 +111,16 @@ async def test_windows_average_their_logits() -> None:
         (text_request("a", ""), "inputs[1].text", ["empty"]),
         (text_request("a", "b" * 101), "inputs[1].text", ["101", "100"]),
         (text_request("fox " * 15), "inputs[0].text", ["17", "16"]),
-        (classify_pb2.ClassifyRequest(model={"name": "topics"}, inputs=[{}]), "inputs[0]", ["text"]),
-        (classify_pb2.ClassifyRequest(model={"name": "topics"}, inputs=[{"token_ids": {"ids": [0, 9]}}]), "inputs[0].token_ids.ids[1]", ["9", "8"]),
-        (classify_pb2.ClassifyRequest(model={"name": "topics"}, inputs=[{"token_ids": {}}]), "inputs[0].token_ids", ["empty"]),
-        (classify_pb2.ClassifyRequest(model={"name": "topics"}, inputs=[{"pair": {"first": "a"}}]), "inputs[0].pair.second", ["empty"]),
+        (holding({}), "inputs[0]", ["text"]),
+        (holding({"token_ids": {"ids": [0, 9]}}), "inputs[0].token_ids.ids[1]", ["9", "8"]),
+        (holding({"token_ids": {}}), "inputs[0].token_ids", ["empty"]),
+        (holding({"pair": {"first": "a"}}), "inputs[0].pair.second", ["empty"]),
         (text_request("a", name=""), "model.name", ["required"]),
         (text_request("a", name="../x"), "model.name", ["128"]),
         (text_request("a", priority=9), "priority", ["9"]),
         (text_request("a", options={"overflow": 9}), "options.overflow", ["9"]),
         (text_request("a", options={"scores": 9}), "options.scores", ["9"]),
-        (classify_pb2.ClassifyRequest(model={"name": "topics", "version": 0}, inputs=[{"text": "a"}]), "model.version", ["0"]),
+        (holding({"text": "a"}, version=0), "model.version", ["0"]),
     ],
 )  # fmt: skip
 async def test_what_is_wrong_is_named(request_: classify_pb2.ClassifyRequest, field: str, words: list[str]) -> None:
@@ -242,7 +247,9 @@ async def test_a_queue_time_is_told() -> None:
             done = ClassifyDone(
                 request_id=call.request_id,
                 logits=b"\0" * 12,
-                times=type(late)(received_s=late.received_s, started_s=late.received_s + 2, ended_s=late.received_s + 5),
+                times=type(late)(
+                    received_s=late.received_s, started_s=late.received_s + 2, ended_s=late.received_s + 5
+                ),
             )
             engine.send(done)
 

@@ -1,7 +1,8 @@
-"""The parts of the front that are plain functions: fitting, scores, detokenizing, stop strings, admission, spec trees."""
+"""Plain functions of the front: fitting, scores, detokenizing, stop strings, admission, spec trees."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -9,8 +10,6 @@ import pytest
 from front_world import byte_ids, byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models
-
 from shoal.v1 import train_pb2
 from shoal_server.errors import InvalidRequest, QueueFull
 from shoal_server.front.admission import Bounds, Load, Permit, Work, bounds_for
@@ -20,6 +19,7 @@ from shoal_server.front.scores import merge_windows, score
 from shoal_server.front.spec_tree import to_spec, to_tree
 from shoal_server.front.stop_strings import StopStrings
 from shoal_server.front.version_text import Frame
+from tokenizers import Tokenizer, decoders, models
 
 FRAME = Frame(prefix=(101,), suffix=(102,))
 PAIR = Frame(prefix=(101,), middle=(102,), suffix=(102,), typed=True)
@@ -155,7 +155,7 @@ def test_stop_strings_do_not_depend_on_how_text_is_cut(text: str, strings: list[
         found = max((s for s in strings if text[: ends[0]].endswith(s)), key=len)
         wanted = (text[: ends[0] - len(found)], found)
     places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    assert stopped(strings, [text[a:b] for a, b in zip(places, places[1:], strict=False)]) == wanted
+    assert stopped(strings, [text[a:b] for a, b in itertools.pairwise(places)]) == wanted
     assert stopped(strings, list(text)) == wanted
 
 
@@ -223,7 +223,9 @@ def test_a_spec_becomes_a_plain_tree_and_comes_back() -> None:
 
 
 def test_a_lora_float_reads_as_it_was_written() -> None:
-    assert to_tree(train_pb2.TrainingSpec(lora={"dropout": 0.05, "alpha": 32})) == {"lora": {"dropout": 0.05, "alpha": 32.0}}
+    assert to_tree(train_pb2.TrainingSpec(lora={"dropout": 0.05, "alpha": 32})) == {
+        "lora": {"dropout": 0.05, "alpha": 32.0}
+    }
 
 
 def test_a_resolved_tree_with_none_and_unknown_keys_is_taken() -> None:

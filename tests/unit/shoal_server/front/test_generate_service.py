@@ -7,9 +7,7 @@ import asyncio
 import grpc
 import pytest
 from front_world import byte_ids, byte_tokenizer, generate_world, generator, ids_of, rest, write_version
-from test_classify_service import details, fields, refused
 from google.rpc import error_details_pb2
-
 from shoal.v1 import generate_pb2
 from shoal_server.config import GenerateConfig, LimitsConfig, ServerConfig
 from shoal_server.ipc.messages import (
@@ -22,6 +20,7 @@ from shoal_server.ipc.messages import (
     TokensGenerated,
     VersionState,
 )
+from test_classify_service import details, fields, refused
 
 
 def request(text: str = "hi", **generation) -> generate_pb2.GenerateRequest:
@@ -61,7 +60,14 @@ async def test_a_whole_answer() -> None:
 async def test_sampling_and_stops_reach_the_engine() -> None:
     async with generate_world() as world:
         world.engine.on_generate = says("x")
-        sampling = {"temperature": 0, "top_k": 5, "top_p": 0.5, "min_p": 0.25, "repetition_penalty": 2, "seed": 2**64 - 1}
+        sampling = {
+            "temperature": 0,
+            "top_k": 5,
+            "top_p": 0.5,
+            "min_p": 0.25,
+            "repetition_penalty": 2,
+            "seed": 2**64 - 1,
+        }
         stop = {"token_ids": [7], "max_new_tokens": 9, "min_new_tokens": 2, "ignore_eos": True}
         await world.generate.Generate(request(sampling=sampling, stop=stop, logprobs=3, num_completions=2))
         calls = world.engine.calls(GenerateCall)
@@ -181,7 +187,9 @@ async def test_a_conversation_goes_through_the_models_template() -> None:
 
 async def test_a_model_without_a_template_refuses_conversations() -> None:
     async with generate_world() as world:
-        path = write_version(world.repository, byte_tokenizer(), version=2, model="writer", kind="generator", labels=(), head="")
+        path = write_version(
+            world.repository, byte_tokenizer(), version=2, model="writer", kind="generator", labels=(), head=""
+        )
         await world.route(generator(path, version=2))
         chat = {"messages": [{"role": generate_pb2.CHAT_ROLE_USER, "content": "hi"}]}
         ask = generate_pb2.GenerateRequest(model={"name": "writer"}, generation={"chat": chat})
@@ -306,7 +314,9 @@ async def test_a_stream_ends_on_the_version_it_began_with_and_draining_is_report
         stream = world.generate.StreamGenerate(streamed())
         await stream.read()
         first = world.repository / "writer" / "1"
-        second = write_version(world.repository, byte_tokenizer(), version=2, model="writer", kind="generator", labels=(), head="")
+        second = write_version(
+            world.repository, byte_tokenizer(), version=2, model="writer", kind="generator", labels=(), head=""
+        )
         versions = [
             RoutedVersion(version=1, state=VersionState.DRAINING, path=str(first), engine_ids=[0]),
             RoutedVersion(version=2, state=VersionState.LIVE, path=str(second), engine_ids=[0]),
@@ -318,7 +328,9 @@ async def test_a_stream_ends_on_the_version_it_began_with_and_draining_is_report
         world.engine.end(call)
         messages = await rest(stream)
         assert messages[-1].summary.served_by.version == 1
-        again = await world.control.wait_for(RoutingApplied, lambda m: m.revision == applied.revision and not m.in_flight)
+        again = await world.control.wait_for(
+            RoutingApplied, lambda m: m.revision == applied.revision and not m.in_flight
+        )
         assert again.in_flight == {}
         pinned = generate_pb2.GenerateRequest(model={"name": "writer", "version": 1}, generation={"text": "x"})
         assert (await refused(world.generate.Generate(pinned))).code() is grpc.StatusCode.NOT_FOUND

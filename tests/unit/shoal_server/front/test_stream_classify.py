@@ -8,7 +8,6 @@ import grpc
 import pytest
 from front_world import classifier, classify_world, ids_of, word_tokenizer, write_version
 from google.rpc import error_details_pb2
-
 from shoal.v1 import classify_pb2, classify_pb2_grpc
 from shoal_server.config import LimitsConfig, ServerConfig
 from shoal_server.ipc.messages import Abort, ClassifyCall, Drain, RoutedVersion, VersionState
@@ -134,7 +133,9 @@ async def test_items_go_to_the_version_that_is_live_when_they_come() -> None:
         await stream.write(item(1, "fox"))
         old = await stream.read()
         versions = [
-            RoutedVersion(version=1, state=VersionState.DRAINING, path=str(world.repository / "topics" / "1"), engine_ids=[0]),
+            RoutedVersion(
+                version=1, state=VersionState.DRAINING, path=str(world.repository / "topics" / "1"), engine_ids=[0]
+            ),
             RoutedVersion(version=2, state=VersionState.LIVE, path=str(second), engine_ids=[0]),
         ]
         await world.route(classifier(second, version=2, versions=versions))
