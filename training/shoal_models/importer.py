@@ -60,7 +60,7 @@ def import_model(
         architecture = _architecture(config, found)
         kind = _checked_kind(kind, architecture)
         dtype = weight_dtype or _DEFAULT_DTYPES[kind]
-        model = _open(found, architecture, kind, dtype)
+        model = _open(found, config, architecture, kind, dtype)
         _set_head(model, kind, labels, head)
         draft = Manifest(
             model=name,
@@ -112,7 +112,7 @@ def _checked_kind(kind: str | None, architecture: str) -> str:
     raise ImportRefused(f"{architecture} cannot be imported as a {kind}; it is a {told}")
 
 
-def _open(source: Source, architecture: str, kind: str, dtype: str) -> Any:
+def _open(source: Source, config: Any, architecture: str, kind: str, dtype: str) -> Any:
     """The model in `dtype`, quantization undone."""
     cls: Any = getattr(transformers, architecture, None)
     if cls is None:
@@ -120,7 +120,12 @@ def _open(source: Source, architecture: str, kind: str, dtype: str) -> Any:
     options: dict[str, Any] = {"gguf_file": source.gguf_file} if source.gguf_file else {"use_safetensors": True}
     try:
         model, info = cls.from_pretrained(
-            source.folder, dtype=getattr(torch, dtype), output_loading_info=True, local_files_only=True, **options
+            source.folder,
+            config=config,  # reading it again from a GGUF file takes seconds
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+            local_files_only=True,
+            **options,
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
         raise ImportRefused(f"{source.name}: its weights cannot be read: {_first_line(error)}") from error
