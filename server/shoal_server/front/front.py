@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from typing import Final
 
@@ -21,7 +20,6 @@ from shoal_server.ipc.messages import Drain, PrepareVersion, Routing, RoutingApp
 from shoal_server.log import Log
 from shoal_server.process import Startup
 
-CORES_PER_FRONT: Final = 4
 SERVICE_NAMES: Final[dict[Service, str]] = {
     "classify": "shoal.v1.ClassifyService",
     "generate": "shoal.v1.GenerateService",
@@ -33,8 +31,8 @@ _log = Log(__name__)
 
 
 def num_fronts(config: ServerConfig) -> int:
-    """Front processes of the server: as configured, else one for each four cores."""
-    return config.listen.num_fronts or max(1, (os.cpu_count() or 1) // CORES_PER_FRONT)
+    """Front processes of the server, as control has decided."""
+    return config.listen.num_fronts or 1
 
 
 class Front:
