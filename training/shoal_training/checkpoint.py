@@ -103,10 +103,6 @@ class CheckpointStore:
             shutil.rmtree(self.path(step), ignore_errors=True)
         return None
 
-    def clear(self) -> None:
-        """Remove everything: the job is done."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def _verify(self, step: int) -> Checkpoint | None:
         marker = _verified_marker(self.path(step), step)
         if marker is None:

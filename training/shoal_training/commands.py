@@ -19,7 +19,7 @@ from shoal_training.follow import follow
 from shoal_training.job import EVENTS_NAME, ORDER_NAME, RESULT_NAME, write_json
 from shoal_training.places import Places
 from shoal_training.resolve import SpecRefused, resolve
-from shoal_training.spec import SpecFileError, load_yaml
+from shoal_training.spec import Spec, SpecFileError, load_yaml
 
 LOG_NAME = "log.txt"
 
@@ -34,7 +34,11 @@ def train_local(argv: list[str]) -> int:
     console = Console(stderr=True)
     folder: Path = arguments.job_dir or Path(".shoal/local") / f"{arguments.spec.stem}-{uuid.uuid4().hex[:8]}"
     try:
-        _write_order(folder, arguments)
+        spec, places = _resolve(arguments)
+        if arguments.dry_run:
+            sys.stdout.write(json.dumps(spec.to_tree(), indent=2) + "\n")
+            return 0
+        _write_order(folder, spec, places, arguments.threads)
     except (SpecFileError, SpecRefused) as error:
         _tell_refusal(console, error)
         return EXIT_BAD_SPEC
@@ -53,6 +57,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--job-dir", type=Path, help="job folder; one that was interrupted goes on (default: a new one)"
     )
     parser.add_argument("--threads", type=int, default=_num_cores(), help="threads of computation (default: all cores)")
+    parser.add_argument("--dry-run", action="store_true", help="only check, and show the spec with every default")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     arguments = parser.parse_args(argv)
     if arguments.threads < 1:
@@ -60,10 +65,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def _write_order(folder: Path, arguments: argparse.Namespace) -> None:
-    """Resolve the spec and make, or go on with, the job folder."""
-    places = Places(repository=arguments.repository.resolve(), data_roots=(Path.cwd(), Path("/")), dataset_dir=None)
-    spec = resolve(load_yaml(arguments.spec), places)
+def _resolve(arguments: argparse.Namespace) -> tuple[Spec, Places]:
+    """The spec, its names looked up beside the file, then in the current folder; whoever runs this may read any file."""
+    roots = (arguments.spec.resolve().parent, Path.cwd(), Path("/"))
+    places = Places(repository=arguments.repository.resolve(), data_roots=roots, dataset_dir=None)
+    return resolve(load_yaml(arguments.spec), places), places
+
+
+def _write_order(folder: Path, spec: Spec, places: Places, num_threads: int) -> None:
+    """Make, or go on with, the job folder."""
     folder.mkdir(parents=True, exist_ok=True)
     earlier: dict[str, Any] = {}
     if (folder / ORDER_NAME).exists():
@@ -76,7 +86,7 @@ def _write_order(folder: Path, arguments: argparse.Namespace) -> None:
         "dataset_dir": None,
         "data_roots": [str(root) for root in places.data_roots],
         "attempt": earlier.get("attempt", 0) + 1,
-        "num_threads": arguments.threads,
+        "num_threads": num_threads,
     }
     write_json(folder / ORDER_NAME, order)
 
@@ -88,6 +98,7 @@ def _run(folder: Path, console: Console) -> int:
     with (folder / LOG_NAME).open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "shoal_training.run", str(folder.resolve())],
+            cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

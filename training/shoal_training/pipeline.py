@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from shoal_models import manifest as manifests
 from shoal_models.manifest import Manifest
 
-from shoal_training import bases, trainer
 from shoal_training import publish as publication
+from shoal_training import trainer
 from shoal_training.checkpoint import Checkpoint, CheckpointStore, Digests, ResumeRefused
 from shoal_training.data import Corpus
 from shoal_training.events import EventLog
@@ -23,13 +20,11 @@ from shoal_training.failures import BadData, BaseMissing, InvalidSpec
 from shoal_training.families import FAMILIES
 from shoal_training.families.pretrained import load_tokenizer
 from shoal_training.guard import Guard
-from shoal_training.hub import fetch
 from shoal_training.job import REPORT_NAME, Job, write_json
 from shoal_training.methods import method_for
 from shoal_training.methods.interface import Method
 from shoal_training.objectives import OBJECTIVES
-from shoal_training.places import PlaceError
-from shoal_training.resolve import auto_learning_rate
+from shoal_training.open_base import OpenBase, complete, open_base
 from shoal_training.session import Session
 from shoal_training.spec import Spec
 from shoal_training.weights import check_finite
@@ -42,8 +37,7 @@ class Prepared:
     job: Job
     spec: Spec  # as in the job, with what only a fetched base could tell
     corpus: Corpus
-    base_folder: Path
-    base_digest: str
+    base: OpenBase
     method: Method
     session: Session
     checkpoint: Checkpoint | None  # where to go on from
@@ -57,13 +51,13 @@ def prepare(job: Job, corpus: Corpus, events: EventLog, guard: Guard) -> Prepare
         StopRequested, TimeLimitPassed: it is time to end.
     """
     torch.set_num_threads(job.num_threads)
-    base_folder, base_digest = _open_base(job)
-    spec = _complete(job.spec, base_folder)
+    base = open_base(job.spec.base, job.places)
+    spec = complete(job.spec, base.folder)
     guard.check()
     objective = OBJECTIVES[spec.objective]
-    tokenizer = load_tokenizer(base_folder)
+    tokenizer = load_tokenizer(base.folder)
     transformers.set_seed(spec.seed)
-    built = FAMILIES[spec.family].build(base_folder, objective.auto_class, spec.dropout, corpus.labels)
+    built = FAMILIES[spec.family].build(base.folder, objective.auto_class, spec.dropout, corpus.labels)
     method = method_for(spec.method)
     rows = {}
     for file, examples in (("train", corpus.train), ("validation", corpus.validation)):
@@ -74,7 +68,7 @@ def prepare(job: Job, corpus: Corpus, events: EventLog, guard: Guard) -> Prepare
             events.warning(f"{file}: {told}; {objective.cut_means}")
     if not rows["train"]:
         raise BadData("train: no row has two tokens or more")
-    store = CheckpointStore(job.checkpoints, Digests(spec=job.spec.digest(), data=_digest(corpus), base=base_digest))
+    store = CheckpointStore(job.checkpoints, Digests(spec=job.spec.digest(), data=_digest(corpus), base=base.digest))
     session = Session(
         spec=spec,
         events=events,
@@ -91,8 +85,7 @@ def prepare(job: Job, corpus: Corpus, events: EventLog, guard: Guard) -> Prepare
         job=job,
         spec=spec,
         corpus=corpus,
-        base_folder=base_folder,
-        base_digest=base_digest,
+        base=base,
         method=method,
         session=session,
         checkpoint=_find_checkpoint(store),
@@ -124,20 +117,22 @@ def evaluate(prepared: Prepared, last_step: int) -> dict[str, float]:
 
 
 def publish(prepared: Prepared, metrics: dict[str, float]) -> Manifest:
-    """Write the version, unless an earlier attempt of this job already did."""
+    """Merge and write the version.
+
+    Raises:
+        Diverged: the weights are not finite.
+        OSError: the disk is full or not writable.
+    """
     job, session = prepared.job, prepared.session
-    done = publication.find_published(job.places.repository, prepared.spec.name, job.job_id)
-    if done is not None:
-        return done
     check_finite(session.model)
     return publication.publish(
         publication.Trained(
             job_id=job.job_id,
             spec=prepared.spec,
             model=prepared.method.merge(session.model),
-            tokenizer=load_tokenizer(prepared.base_folder),  # anew: tokenizing rows set truncation on the other
-            base_digest=prepared.base_digest,
-            licence=_licence(prepared),
+            tokenizer=load_tokenizer(prepared.base.folder),  # anew: tokenizing rows set truncation on the other
+            base_digest=prepared.base.digest,
+            licence=prepared.base.licence,
             kind=session.objective.kind,
             labels=prepared.corpus.labels,
             metrics=metrics,
@@ -146,43 +141,6 @@ def publish(prepared: Prepared, metrics: dict[str, float]) -> Manifest:
         ),
         job.places.repository,
     )
-
-
-def _open_base(job: Job) -> tuple[Path, str]:
-    """The folder of the base and its digest, every file checked where a manifest lists them."""
-    try:
-        facts = bases.describe(job.spec.base, job.places)
-        folder = facts.folder or fetch(job.spec.base.hub_id)
-        if job.spec.base.model:
-            manifests.verify_files(folder, manifests.read_manifest(folder))
-        return folder, bases.digest_weights(folder)
-    except PlaceError as error:
-        raise BaseMissing(error.description) from None
-    except manifests.ManifestError as error:
-        raise BaseMissing(f"{job.spec.base} is refused: {error}") from None
-
-
-def _licence(prepared: Prepared) -> str:
-    """The base's, where it has a manifest."""
-    return manifests.read_manifest(prepared.base_folder).licence if prepared.spec.base.model else ""
-
-
-def _complete(spec: Spec, base_folder: Path) -> Spec:
-    """The spec with what only a fetched base could tell: its family, limit and learning rate."""
-    if not spec.base.hub_id:
-        return spec
-    try:
-        facts = bases.describe_folder(spec.base, base_folder)
-    except PlaceError as error:
-        raise BaseMissing(error.description) from None
-    if facts.family not in (None, spec.family):
-        raise InvalidSpec(f"family: is {spec.family}, but the base is of family {facts.family}")
-    if facts.max_tokens is not None and spec.max_len > facts.max_tokens:
-        raise InvalidSpec(f"max_len: is {spec.max_len}; the base takes {facts.max_tokens}")
-    if spec.learning_rate is not None:
-        return spec
-    rate = auto_learning_rate(spec.family, spec.method_name, facts.num_parameters or 0)
-    return dataclasses.replace(spec, learning_rate=rate)
 
 
 def _find_checkpoint(store: CheckpointStore) -> Checkpoint | None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shoal_models import manifest as manifests
 from shoal_models.manifest import Manifest
 from shoal_models.save import publish_model
 
@@ -68,18 +67,6 @@ def publish(trained: Trained, repository: Path) -> Manifest:
     )
     golden_inputs = trained.golden_rows if spec.golden == "data" else None
     return publish_model(trained.model, trained.tokenizer, repository, manifest, golden_inputs=golden_inputs)
-
-
-def find_published(repository: Path, model: str, job_id: str) -> Manifest | None:
-    """The version that an earlier attempt of the job published before it was killed."""
-    for version in reversed(manifests.list_versions(repository, model)):
-        try:
-            manifest = manifests.read_manifest(repository / model / str(version))
-        except manifests.ManifestError:
-            continue  # damaged, and so not to be relied on
-        if manifest.job_id == job_id:
-            return manifest
-    return None
 
 
 def packages() -> dict[str, str]:

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import sys
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from shoal_models import manifest as manifests
+from shoal_models.manifest import Manifest
 
 from shoal_training import bases
 from shoal_training.data import Corpus, load_corpus
@@ -72,6 +76,8 @@ def _run(folder: Path, events: EventLog, guard: Guard) -> Result:
     job = read_job(folder)
     guard.set_limit(job.spec.time_limit_s)
     events.state("validating")
+    if (done := _find_published(job.places.repository, job.spec.name, job.job_id)) is not None:
+        return _succeed(job, events, done)
     _check_base(job)
     corpus = _load_corpus(job)
     guard.check()
@@ -87,10 +93,27 @@ def _run(folder: Path, events: EventLog, guard: Guard) -> Result:
     guard.check()
     events.state("publishing")  # from here on nothing stops it: it is a matter of seconds
     manifest = pipeline.publish(prepared, metrics)
+    return _succeed(job, events, manifest)
+
+
+def _succeed(job: Job, events: EventLog, manifest: Manifest) -> Result:
+    """Tell what was published; what led there is no longer needed."""
     events.published(manifest.model, manifest.version)
-    prepared.session.store.clear()
+    shutil.rmtree(job.checkpoints, ignore_errors=True)
     events.state("succeeded")
-    return Result(state="succeeded", metrics=metrics, published_version=manifest.version)
+    return Result(state="succeeded", metrics=manifest.metrics, published_version=manifest.version)
+
+
+def _find_published(repository: Path, model: str, job_id: str) -> Manifest | None:
+    """The version that an earlier attempt of the job published before it was killed."""
+    for version in reversed(manifests.list_versions(repository, model)):
+        try:
+            manifest = manifests.read_manifest(repository / model / str(version))
+        except manifests.ManifestError:
+            continue  # damaged, and so not to be relied on
+        if manifest.job_id == job_id:
+            return manifest
+    return None
 
 
 def _check_base(job: Job) -> None:
