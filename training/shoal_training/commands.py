@@ -66,7 +66,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _resolve(arguments: argparse.Namespace) -> tuple[Spec, Places]:
-    """The spec, its names looked up beside the file, then in the current folder; whoever runs this may read any file."""
+    """The spec; its names are looked up beside the file, then in the current folder, and may lead anywhere."""
     roots = (arguments.spec.resolve().parent, Path.cwd(), Path("/"))
     places = Places(repository=arguments.repository.resolve(), data_roots=roots, dataset_dir=None)
     return resolve(load_yaml(arguments.spec), places), places

@@ -1,4 +1,4 @@
-"""Brings the base of a job onto this disk and checks it: files against their manifest, the spec against a fetched base."""
+"""Brings the base of a job onto this disk and checks it: its files, and the spec against what was fetched."""
 
 from __future__ import annotations
 
