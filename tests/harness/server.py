@@ -118,11 +118,7 @@ class ServerProcess:
 
     def children(self, role: str) -> list[psutil.Process]:
         """Its "front" or "engine" processes, in the order of their starts."""
-        found = [
-            p
-            for p in psutil.Process(self.pid).children()
-            if any(f"shoal_server.{role}." in part for part in p.cmdline())
-        ]
+        found = [p for p in psutil.Process(self.pid).children() if f"shoal_server.{role}." in command_line(p)]
         return sorted(found, key=lambda p: p.create_time())
 
     def samples(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -161,6 +157,14 @@ class ServerProcess:
     ) -> None:
         if self.process is not None and self.process.poll() is None:
             self.stop()
+
+
+def command_line(process: psutil.Process) -> str:
+    """Its command line; empty once it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.ZombieProcess, psutil.NoSuchProcess):
+        return ""
 
 
 def version_state(client: Client, model: str, version: int) -> tuple[str, str]:

@@ -37,8 +37,8 @@ def _corpus() -> list[str]:
     return texts(0, 400)
 
 
-def wordpiece_tokenizer() -> Any:
-    """A WordPiece tokenizer like BERT's."""
+def wordpiece_tokenizer(*, type_ids: bool) -> Any:
+    """A WordPiece tokenizer like BERT's, or without type ids like DistilBERT's."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -60,6 +60,7 @@ def wordpiece_tokenizer() -> Any:
         cls_token="[CLS]",
         sep_token="[SEP]",
         mask_token="[MASK]",
+        model_input_names=["input_ids", *(["token_type_ids"] if type_ids else []), "attention_mask"],
     )
 
 
@@ -94,7 +95,7 @@ def byte_tokenizer(*, roberta: bool = False) -> Any:
 def _encoder(kind: str, num_labels: int, problem: str) -> tuple[Any, Any]:
     import transformers as t
 
-    tokenizer = byte_tokenizer(roberta=True) if kind == "roberta" else wordpiece_tokenizer()
+    tokenizer = byte_tokenizer(roberta=True) if kind == "roberta" else wordpiece_tokenizer(type_ids=kind == "bert")
     shared: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "num_labels": num_labels,

@@ -18,7 +18,7 @@ from shoal import AsyncClient
 NUM_SWAPS = 50
 TEXTS = tiny.texts(3, 6, longest=20)
 PROMPT = "seven wizards quietly brew"
-NUM_TOKENS = 60
+NUM_TOKENS = 200
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,7 @@ async def test_fifty_swaps_lose_nothing_and_mix_nothing(
         watcher.stop.set()
         await asyncio.gather(*asking)
     assert watcher.num_replies > NUM_SWAPS
+    assert watcher.num_crossed > NUM_SWAPS // 5
     assert min(len(seen) for seen in watcher.seen.values()) > NUM_SWAPS // 5
     print(f"{watcher.num_replies} replies, {watcher.num_crossed} streams crossed a swap")
 

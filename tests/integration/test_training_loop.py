@@ -41,12 +41,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def spec(client: Client, data: Path, **changes: Any) -> dict[str, Any]:
+def spec(client: Client, rows: Path, **changes: Any) -> dict[str, Any]:
     return {
         "name": "words",
         "base": {"model": "bert"},
         "objective": "sequence_classification",
-        "data": {"train": client.upload_dataset(data).name},
+        "data": {"train": client.upload_dataset(rows).name},
         "epochs": 4,
         "max_len": 32,
         "learning_rate": 3e-3,

@@ -20,7 +20,6 @@ from shoal_models.tokenizer import TokenizerError
 
 __all__ = ["ImportRefused", "import_model"]
 
-_DEFAULT_DTYPES = {"generator": "bfloat16", "classifier": "float32", "base": "float32"}
 _PROBLEMS = {
     "single_label": "single_label_classification",
     "multi_label": "multi_label_classification",
@@ -45,8 +44,8 @@ def import_model(
 ) -> Manifest:
     """Publish `source` as the next version of `name`.
 
-    `kind` None is told by the architecture; `weight_dtype` None is bfloat16 for generators, else float32. `labels` and
-    `head` replace what a classifier's configuration says.
+    `kind` None is told by the architecture; `weight_dtype` None keeps bfloat16 as it is, makes
+    bfloat16 of a GGUF file, and float32 of all else. `labels` and `head` replace what a classifier's config says.
 
     Raises:
         ImportRefused: the source is not there, not readable without running its code, or not of that kind.
@@ -59,7 +58,7 @@ def import_model(
         config = _config(found)
         architecture = _architecture(config, found)
         kind = _checked_kind(kind, architecture)
-        dtype = weight_dtype or _DEFAULT_DTYPES[kind]
+        dtype = weight_dtype or _default_dtype(found, config)
         model = _open(found, config, architecture, kind, dtype)
         _set_head(model, kind, labels, head)
         draft = Manifest(
@@ -86,6 +85,12 @@ def _config(source: Source) -> Any:
         return AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ImportRefused(f"{source.name}: its configuration cannot be read: {_first_line(error)}") from error
+
+
+def _default_dtype(source: Source, config: Any) -> str:
+    """What loses nothing that the source holds; the blocks of a GGUF file hold less than bfloat16 does."""
+    stored = str(getattr(config, "dtype", None)).removeprefix("torch.")
+    return "bfloat16" if source.gguf_file or stored == "bfloat16" else "float32"
 
 
 def _architecture(config: Any, source: Source) -> str:

@@ -58,7 +58,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--kind", choices=("classifier", "generator", "base"), help="default: told by the model's architecture"
     )
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="of the stored weights (default: bfloat16 where the source is, or is a GGUF file)"
+        "--dtype", choices=("float32", "bfloat16"), help="of the stored weights (default: the source's; GGUF: bfloat16)"
     )
     parser.add_argument("--labels", help="classifiers: label names by id, separated by commas")
     parser.add_argument(

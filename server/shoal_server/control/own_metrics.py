@@ -48,7 +48,7 @@ def add_jobs(table: SeriesTable, store: JobStore) -> None:
         table.gauge("shoal_training_jobs", "Training jobs by state.", {"state": state}, counts.get(state, 0))
     for record in store.unfinished():
         status = record.status
-        labels = {"job": status.id, "model": str(status.spec.get("name", ""))}
+        labels = {"job_id": status.id, "model": str(status.spec.get("name", ""))}
         total = status.progress.get("total_steps", 0)
         if total > 0:
             ratio = min(1.0, status.progress.get("step", 0) / total)

@@ -62,8 +62,11 @@ def test_a_classifier_is_told_by_its_architecture(tmp_path: Path, bert: Path) ->
     torch.testing.assert_close(loaded.logits(pack([[1, 9, 8, 2]], device=CPU)), expected, atol=1e-5, rtol=0)
 
 
-def test_a_generator_is_stored_in_bfloat16_with_all_its_ends(tmp_path: Path, llama: Path) -> None:
-    manifest = import_model("chat", str(llama), tmp_path / "models")
+def test_a_generator_keeps_its_number_type_or_is_stored_in_another_with_all_its_ends(
+    tmp_path: Path, llama: Path
+) -> None:
+    assert import_model("exact", str(llama), tmp_path / "models").weight_dtype == "float32"
+    manifest = import_model("chat", str(llama), tmp_path / "models", weight_dtype="bfloat16")
     assert (manifest.kind, manifest.family, manifest.weight_dtype) == ("generator", "decoder", "bfloat16")
     assert manifest.chat
     assert manifest.eos_token_ids == (2,)
