@@ -62,7 +62,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     num_engines: int = 1  # 0: none, for a server that only trains or manages
     device: str = "auto"  # "cpu", "cuda", "cuda:1" or "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: what the device computes fastest
-    num_threads: int | None = None  # intra-op threads of one engine; unset: the cores divided by engines
+    num_threads: int | None = None  # intra-op threads of one engine; unset: the cores but one, divided by engines
     memory_limit_bytes: int | None = None  # unset: the cgroup's limit and what is free
     max_restart_backoff_s: float = 30.0
 

@@ -1,8 +1,8 @@
 """Every way a request can fail, as one tree.
 
-`ServerError` is the root; nothing else leaves a handler on purpose. `front/interceptors.py` holds the one table from these
-classes to gRPC statuses. An error crosses a process as `WireError` and comes back as the class it was. Messages say what,
-limit and value, and never show a prompt or a data row.
+`ServerError` is the root; nothing else leaves a handler on purpose. `front/status.py` holds the one table from these
+classes to gRPC statuses. An error crosses a process as `WireError` and comes back as the class it was. Messages say
+what, limit and value, and never show a prompt or a data row.
 
     ServerError
       InvalidRequest            a field is wrong; carries violations

@@ -1,7 +1,7 @@
 """Train and Model calls that fronts forward to control: one request struct each, and what answers it.
 
-`ControlCall.method` is the struct's class name. Results and items are structs of this module; specs are plain trees with
-the field names of `TrainingSpec` in protos/shoal/v1/train.proto (enum values in lower case without prefix).
+`ControlCall.method` is the struct's class name. Results and items are structs of this module; specs are plain trees
+with the field names of `TrainingSpec` in protos/shoal/v1/train.proto (enum values in lower case without prefix).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Framed messages over a unix socket: a length, then msgpack of a list of messages.
 
-Everything that was sent since the last wake-up leaves in one frame, so that a busy peer pays once for many messages. Knows
-nothing of what the messages mean. Used from one event loop; `Channel.send` is not thread-safe.
+Everything that was sent since the last wake-up leaves in one frame, so that a busy peer pays once for many messages.
+Knows nothing of what the messages mean. Used from one event loop; `Channel.send` is not thread-safe.
 """
 
 from __future__ import annotations
@@ -116,7 +116,15 @@ async def listen(path: str, received: Any, serve: Callable[[Channel[Any]], Await
         finally:
             channel.close()
 
-    Path(path).unlink(missing_ok=True)
+    _remove_stale(path)
     server = await asyncio.start_unix_server(accept, path, limit=2**20)
-    Path(path).chmod(0o600)
+    _allow_only_owner(path)
     return server
+
+
+def _remove_stale(path: str) -> None:
+    Path(path).unlink(missing_ok=True)
+
+
+def _allow_only_owner(path: str) -> None:
+    Path(path).chmod(0o600)

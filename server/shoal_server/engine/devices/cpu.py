@@ -66,9 +66,13 @@ class CpuDevice:
 
 
 def default_num_threads(num_engines: int) -> int:
-    """The cores this process may use, divided by the engines; at most OMP_NUM_THREADS where that is set."""
+    """All cores this process may use but one, divided by the engines; at most OMP_NUM_THREADS where that is set.
+
+    One is left to the fronts: threads of one forward wait for each other, and a single one that has to share its core
+    holds up all of them.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, int(min(cores, _quota_cores())) // max(num_engines, 1))
+    threads = max(1, (int(min(cores, _quota_cores())) - 1) // max(num_engines, 1))
     limit = os.environ.get("OMP_NUM_THREADS", "")
     return min(threads, int(limit)) if limit.isdigit() and int(limit) > 0 else threads
 

@@ -14,12 +14,12 @@ from shoal_server.engine.devices.device import open_device
 from shoal_server.engine.loader import is_out_of_memory
 
 
-def test_cores_are_divided_by_engines_and_bounded_by_omp_num_threads(monkeypatch):
-    monkeypatch.setattr(cpu.os, "sched_getaffinity", lambda _: set(range(8)))
+def test_all_cores_but_one_are_divided_by_engines_and_bounded_by_omp_num_threads(monkeypatch):
+    monkeypatch.setattr(cpu.os, "sched_getaffinity", lambda _: set(range(9)))
     monkeypatch.setattr(cpu, "_quota_cores", lambda: float("inf"))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert [default_num_threads(n) for n in (1, 2, 3, 16)] == [8, 4, 2, 1]
-    monkeypatch.setattr(cpu, "_quota_cores", lambda: 2.5)
+    monkeypatch.setattr(cpu, "_quota_cores", lambda: 3.5)
     assert default_num_threads(1) == 2
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert default_num_threads(1) == 1
