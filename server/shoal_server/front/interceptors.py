@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
 import grpc
@@ -26,6 +27,9 @@ from shoal_server.front.status import CODES, as_server_error, to_status, trailin
 from shoal_server.log import Log
 
 REQUEST_ID_KEY: Final = "x-request-id"
+MAX_DISCARDED_BYTES: Final = 64 * 2**20
+MAX_DISCARD_S: Final = 2.0
+DISCARD_IDLE_S: Final = 0.2
 _log = Log(__name__)
 
 Request = TypeVar("Request", bound=Message)
@@ -34,11 +38,27 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
 class Incoming(Generic[Request]):
-    """The messages of a client's stream."""
+    """The messages of a client's stream.
+
+    On leaving it before its end, what is on its way is read and thrown away for a moment: a Python client whose write
+    fails because the answer was early reports that failure, and not the answer.
+    """
 
     def __init__(self, context: Context, request: type[Request]) -> None:
         self._context = context
         self._request = request
+        self._can_read = True  # not at the end, and no read is pending that was given up
+
+    async def __aenter__(self) -> Incoming[Request]:
+        """Nothing happens yet."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Throw away what is on its way, unless the client is gone."""
+        if self._can_read and (error is None or isinstance(error, ServerError)):
+            await self._discard()
 
     async def read(self) -> Request | None:
         """The next message; None once the client has said everything.
@@ -46,8 +66,28 @@ class Incoming(Generic[Request]):
         Raises:
             InvalidRequest: the bytes are no such message.
         """
+        raw = await self._read()
+        return None if raw is None else _parse(self._request, raw)
+
+    async def _read(self) -> bytes | None:
+        self._can_read = False
         raw = await self._context.read()
-        return _parse(self._request, raw) if isinstance(raw, bytes) else None  # EOF is no bytes
+        if not isinstance(raw, bytes):
+            return None  # EOF
+        self._can_read = True
+        return raw
+
+    async def _discard(self) -> None:
+        num_bytes, until_s = 0, time.monotonic() + MAX_DISCARD_S
+        while num_bytes < MAX_DISCARDED_BYTES and time.monotonic() < until_s:
+            try:
+                async with asyncio.timeout(DISCARD_IDLE_S):
+                    raw = await self._read()
+            except TimeoutError:
+                return
+            if raw is None:
+                return
+            num_bytes += len(raw)
 
 
 class Outgoing:
@@ -129,7 +169,8 @@ class Interceptors:
     def _stream_unary(self, service: Service, method: Method) -> Any:
         async def handle(_: Any, context: Context) -> bytes:
             async def answer(rpc: Rpc) -> bytes:
-                response: Message = await method.handler(rpc, Incoming(context, method.request))
+                async with Incoming(context, method.request) as incoming:
+                    response: Message = await method.handler(rpc, incoming)
                 return response.SerializeToString()
 
             return await self._run(service, method, context, answer)
@@ -139,7 +180,8 @@ class Interceptors:
     def _stream_stream(self, service: Service, method: Method) -> Any:
         async def handle(_: Any, context: Context) -> None:
             async def answer(rpc: Rpc) -> None:
-                await method.handler(rpc, Incoming(context, method.request), Outgoing(context))
+                async with Incoming(context, method.request) as incoming:
+                    await method.handler(rpc, incoming, Outgoing(context))
 
             await self._run(service, method, context, answer)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+import secrets
 import time
-import uuid
 from typing import Final
 
 from shoal_server.front.metrics import VersionMetrics
@@ -44,4 +44,4 @@ class Rpc:
 
 def choose_request_id(given: str | None) -> str:
     """The client's id where it is one that a log line may show, else a new one."""
-    return given if given is not None and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if given is not None and _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)

@@ -47,7 +47,7 @@ def score(logits_NL: Floats, *, head: str, as_logits: bool, top_k: int) -> Score
         order_NK = np.broadcast_to(np.arange(num_kept), (len(logits_NL), num_kept))
     else:
         order_NK = np.argsort(-logits_NL, axis=1, kind="stable")[:, :num_kept]
-    return Scores(label_ids=order_NK.tolist(), values=np.take_along_axis(values_NL, order_NK, axis=1).tolist())
+    return Scores(label_ids=order_NK.tolist(), values=values_NL[np.arange(len(values_NL))[:, None], order_NK].tolist())
 
 
 def _softmax(logits_NL: Floats) -> Floats:
