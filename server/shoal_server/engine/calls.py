@@ -70,6 +70,11 @@ class Calls:
         """Seconds inside forwards so far."""
         return self._statistics.busy_s
 
+    @property
+    def is_any_open(self) -> bool:
+        """Whether any call is not answered."""
+        return any(self._open.values())
+
     def receive(self, messages: Sequence[ClassifyCall | GenerateCall | Abort], peer_id: int, received_s: float) -> None:
         """Take in what a front sent; a call that cannot be taken is answered at once."""
         for message in messages:

@@ -38,7 +38,7 @@ from shoal_server.log import Log
 from shoal_server.process import Startup
 
 _STATISTICS_INTERVAL_S = 1.0
-_SWITCH_INTERVAL_S = 0.0005  # how long the loader may keep the loop waiting for the GIL
+_SWITCH_INTERVAL_S = 0.0001  # how long another thread may keep the loop waiting for the GIL
 _EXIT_DEVICE_LOST = 70
 
 _log = Log(__name__)
@@ -58,12 +58,14 @@ class Engine:
             startup.config.generate,
             self._inbox,
             promised_bytes=lambda: self._calls.untouched_cache_bytes(),
+            is_busy=lambda: self._is_busy,
         )
         runner = ModelRunner(device.torch_device)
         self._versions = Versions(engine_id=startup.index, runner=runner, loader=self._loader, report=self._report)
         self._calls = Calls(startup.config, runner=runner, versions=self._versions, device=device, reply=self._reply)
         self._replies: list[Reply] = []
         self._began_s = self._next_statistics_s = time.monotonic()
+        self._is_busy = False  # calls are open; read by the loader thread
         self._is_stopping = False
 
     def start(self) -> None:
@@ -90,6 +92,7 @@ class Engine:
         did_work = False
         while not self._is_stopping:
             self._receive(wait=not did_work)
+            self._is_busy = self._calls.is_any_open
             did_work = self._calls.step()
             self._release_idle()
             if time.monotonic() >= self._next_statistics_s:

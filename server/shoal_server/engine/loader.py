@@ -1,4 +1,4 @@
-"""Makes versions ready to run, and frees them, on a thread of its own with low priority.
+"""Makes versions ready to run, and frees them, on a thread of its own that gives way to the compute loop.
 
 A version is verified before a byte of it is interpreted, its memory is found before it is taken, its golden outputs are
 met in float32 and as served (both in shoal_models), and it has run once before the compute loop sees it. Whatever goes
@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import os
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -27,11 +26,11 @@ from shoal_server.config import GenerateConfig
 from shoal_server.engine.devices.device import Device
 from shoal_server.engine.events import Inbox, LoadFailed, VersionFreed, VersionReady
 from shoal_server.engine.model_runner import ReadyClassifier, ReadyGenerator, ReadyVersion
+from shoal_server.engine.pacer import Pacer
 from shoal_server.engine.request import VersionKey
 from shoal_server.ipc.messages import LoadVersion
 from shoal_server.log import Log
 
-_NICENESS = 10
 _WARM_UP_TOKENS = 8
 
 _log = Log(__name__)
@@ -45,11 +44,21 @@ class Loader:
     """The loader thread and what waits for it."""
 
     def __init__(
-        self, device: Device, config: GenerateConfig, inbox: Inbox, *, promised_bytes: Callable[[], int]
+        self,
+        device: Device,
+        config: GenerateConfig,
+        inbox: Inbox,
+        *,
+        promised_bytes: Callable[[], int],
+        is_busy: Callable[[], bool],
     ) -> None:
-        """`promised_bytes` tells how much of the free memory belongs to served versions, though untouched so far."""
+        """`promised_bytes` tells how much of the free memory belongs to served versions, though untouched so far.
+
+        `is_busy` tells whether the compute loop has work; both are called by the loader thread.
+        """
         self._device = device
         self._promised_bytes = promised_bytes
+        self._pacer = Pacer(is_busy)
         self._config = config
         self._inbox = inbox
         self._orders: queue.SimpleQueue[LoadVersion | list[ReadyVersion]] = queue.SimpleQueue()
@@ -67,13 +76,14 @@ class Loader:
         self._orders.put([ready])
 
     def _run(self) -> None:
-        if sys.platform == "linux":
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         torch.set_num_threads(1)
+        # transformers would read weights on four threads of its own, which no pacer holds back.
+        os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
         while True:
             order = self._orders.get()
             if isinstance(order, LoadVersion):
-                self._load_or_refuse(order)
+                with self._pacer:
+                    self._load_or_refuse(order)
             else:
                 self._free(order)
             del order
