@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -187,6 +188,7 @@ async def test_an_address_that_is_taken_is_told() -> None:
         second.engine.die()
         second.control.die()
         await asyncio.sleep(0.01)
+        shutil.rmtree(second.folder)
 
 
 # --- credentials ----------------------------------------------------------------------------------------------------
