@@ -1,0 +1,87 @@
+"""On a GPU the same answers: packed equals transformers, paged decoding equals `generate`, golden outputs are met."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from harness import models, tiny
+from harness.reference import ReferenceClassifier, ReferenceGenerator, differs_at_near_tie
+from shoal_models.load import LoadedClassifier, LoadedGenerator, load_version
+from shoal_models.manifest import read_manifest
+from shoal_models.packed import PackedRow
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device"),
+]
+BLOCK_TOKENS = 16
+
+
+def load(repository: Path, name: str, folder: Path, dtype: torch.dtype) -> LoadedClassifier | LoadedGenerator:
+    version = models.import_version(repository, name, folder)
+    path = repository / name / str(version)
+    return load_version(path, read_manifest(path), dtype=dtype, device=torch.device("cuda"))
+
+
+@pytest.mark.parametrize("kind", tiny.ENCODERS)
+def test_packed_classifiers_equal_transformers(tmp_path: Path, tiny_folders: dict[str, Path], kind: str) -> None:
+    from transformers import AutoTokenizer
+
+    loaded = load(tmp_path, kind, tiny_folders[kind], torch.float32)
+    assert isinstance(loaded, LoadedClassifier)
+    assert loaded.execution == "packed"
+    texts = tiny.texts(9, 24, longest=30)
+    sequences = [AutoTokenizer.from_pretrained(tiny_folders[kind])(text).input_ids for text in texts]
+    starts = [0]
+    for ids in sequences:
+        starts.append(starts[-1] + len(ids))
+    row = PackedRow(
+        ids_T=torch.tensor([token for ids in sequences for token in ids], device="cuda"),
+        positions_T=torch.cat([torch.arange(len(ids), device="cuda") for ids in sequences]),
+        starts=tuple(starts),
+    )
+    with torch.inference_mode():
+        logits_SL = loaded.logits(row).cpu()
+    reference = ReferenceClassifier(tiny_folders[kind])
+    expected = torch.tensor([reference.logits(text) for text in texts])
+    torch.testing.assert_close(logits_SL, expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", tiny.DECODERS)
+def test_paged_decoding_equals_generate(tmp_path: Path, tiny_folders: dict[str, Path], kind: str) -> None:
+    loaded = load(tmp_path, kind, tiny_folders[kind], torch.float32)
+    assert isinstance(loaded, LoadedGenerator)
+    reference = ReferenceGenerator(tiny_folders[kind])
+    for prompt in (reference.tokenizer(text).input_ids for text in tiny.texts(3, 6, longest=12)):
+        expected = reference.greedy(prompt, 24)
+        found = decode(loaded, prompt, len(expected.token_ids))
+        assert found == expected.token_ids or differs_at_near_tie(expected, found)
+
+
+@torch.inference_mode()
+def decode(loaded: LoadedGenerator, prompt: list[int], num_tokens: int) -> list[int]:
+    """Greedy tokens of one sequence through the paged cache."""
+    num_blocks = -(-(len(prompt) + num_tokens) // BLOCK_TOKENS)
+    cache = loaded.new_cache(num_blocks, BLOCK_TOKENS)
+    found: list[int] = []
+    context, new = 0, prompt
+    while len(found) < num_tokens:
+        row = PackedRow(
+            ids_T=torch.tensor(new, device="cuda"),
+            positions_T=torch.arange(context, context + len(new), device="cuda"),
+            starts=(0, len(new)),
+            cache=cache,
+            block_tables=(tuple(range(num_blocks)),),
+            context_lens=(context,),
+        )
+        logits_WV = loaded.logits(row, torch.tensor([len(new) - 1], device="cuda"))
+        context, new = context + len(new), [int(logits_WV[0].argmax())]
+        found += new
+    return found
+
+
+def test_bfloat16_meets_its_golden_outputs(tmp_path: Path, minilm_folder: Path) -> None:
+    """`load_version` itself compares in float32 and after the cast, and raises when they differ."""
+    assert load(tmp_path, "minilm", minilm_folder, torch.bfloat16).execution == "packed"
