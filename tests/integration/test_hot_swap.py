@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from harness import models, tiny
 from harness.reference import ReferenceClassifier, ReferenceGenerator
-from harness.server import ServerProcess, version_state
+from harness.server import ServerProcess
 from shoal import AsyncClient
 
 NUM_SWAPS = 50
@@ -111,17 +111,11 @@ async def test_fifty_swaps_lose_nothing_and_mix_nothing(
         await asyncio.sleep(0.5)
         watcher.stop.set()
         await asyncio.gather(*asking)
+        live = [v.version for v in (await client.get_model("bert")).versions if v.state == "live"]
+    print(f"{watcher.num_replies} replies, {watcher.num_crossed} streams crossed a swap")
     assert watcher.num_replies > NUM_SWAPS
     assert watcher.num_crossed > NUM_SWAPS // 5
     assert min(len(seen) for seen in watcher.seen.values()) > NUM_SWAPS // 5
-    print(f"{watcher.num_replies} replies, {watcher.num_crossed} streams crossed a swap")
-
-
-def test_old_versions_are_freed_and_only_the_newest_kept(server: ServerProcess, repository: Path) -> None:
-    newest = 2 + NUM_SWAPS // 2
-    with server.client() as client:
-        live = [v.version for v in client.get_model("bert").versions if v.state == "live"]
-        assert live == [newest] or len(live) == 1
-        assert version_state(client, "bert", 1)[0] == "absent"
+    assert live == [2 + NUM_SWAPS // 2]
     kept = [int(path.name) for path in (repository / "bert").iterdir() if path.name.isdigit()]
-    assert len(kept) <= 6
+    assert len(kept) <= 6, kept  # five, and one that may still drain

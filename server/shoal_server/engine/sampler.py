@@ -21,7 +21,8 @@ from shoal_server.ipc.messages import Sampling, TokenLogprobs
 
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-_NUM_CANDIDATES = 1024  # first try of top_p; rows that need more are sorted wholly
+_NUM_CANDIDATES = 1024  # first try of top_p
+_MORE_CANDIDATES = 8  # times as many in each further one
 _GREEDY_BELOW = 1e-5  # a temperature that leaves nothing to chance
 _BLOCK = 128  # tokens summed at once when the cumulated distribution is searched
 
@@ -141,19 +142,23 @@ def _least_weight(weights_RV: Tensor, params: Sequence[Sampling]) -> Tensor | No
     least_R1 = _column([p.min_p for p in params], weights_RV)
     if limited:
         rows_RV = weights_RV if len(limited) == len(params) else weights_RV[limited]
-        nucleus_R1 = _nucleus(rows_RV, [top_ks[row] for row in limited], [params[row].top_p for row in limited])
+        ks, ps = [top_ks[row] for row in limited], [params[row].top_p for row in limited]
+        nucleus_R1 = _nucleus(rows_RV, ks, ps, num_candidates=_NUM_CANDIDATES)
         least_R1[limited] = torch.maximum(least_R1[limited], nucleus_R1)
     return least_R1
 
 
-def _nucleus(weights_RV: Tensor, top_ks: list[int], top_ps: list[float]) -> Tensor:
-    """Least weight kept by top_k, then by top_p over what top_k kept, (R, 1)."""
+def _nucleus(weights_RV: Tensor, top_ks: list[int], top_ps: list[float], *, num_candidates: int) -> Tensor:
+    """Least weight kept by top_k, then by top_p over what top_k kept, (R, 1).
+
+    Looks at the best candidates only; rows so flat that those do not reach top_p are tried again with more.
+    """
     vocabulary_size = weights_RV.shape[1]
-    num_candidates = max((k for k in top_ks if k < vocabulary_size), default=1)
+    most_kept = max((k for k in top_ks if k < vocabulary_size), default=1)
     if vocabulary_size in top_ks:
-        num_candidates = min(max(num_candidates, _NUM_CANDIDATES), vocabulary_size)
-    best_RK = _largest(weights_RV, num_candidates)
-    ranks_1K = torch.arange(num_candidates, device=best_RK.device)[None]
+        most_kept = min(max(most_kept, num_candidates), vocabulary_size)
+    best_RK = _largest(weights_RV, most_kept)
+    ranks_1K = torch.arange(most_kept, device=best_RK.device)[None]
     top_ks_R1 = torch.tensor(top_ks, device=best_RK.device)[:, None]
     cumulated_RK = torch.where(ranks_1K < top_ks_R1, best_RK, 0.0).cumsum(dim=-1, dtype=torch.float64)
     everything_R1 = _block_sums(weights_RV).sum(dim=-1, keepdim=True)
@@ -161,18 +166,12 @@ def _nucleus(weights_RV: Tensor, top_ks: list[int], top_ps: list[float]) -> Tens
     wanted_R1 = totals_R1 * torch.tensor(top_ps, dtype=torch.float64, device=best_RK.device)[:, None]
     num_kept_R1 = torch.searchsorted(cumulated_RK, wanted_R1) + 1  # the first with which the sum reaches top_p
     num_kept_R1 = torch.where(wanted_R1 < totals_R1, torch.minimum(num_kept_R1, top_ks_R1), top_ks_R1)
-    least_R1 = best_RK.gather(1, num_kept_R1.clamp(max=num_candidates) - 1)
-    short = (num_kept_R1[:, 0] > num_candidates).nonzero()[:, 0].tolist()
-    if short:
-        least_R1[short] = _whole_nucleus(weights_RV[short], wanted_R1[short])
+    least_R1 = best_RK.gather(1, num_kept_R1.clamp(max=most_kept) - 1)
+    short = (num_kept_R1[:, 0] > most_kept).nonzero()[:, 0].tolist()
+    if short and most_kept < vocabulary_size:
+        ks, ps = [top_ks[row] for row in short], [top_ps[row] for row in short]
+        least_R1[short] = _nucleus(weights_RV[short], ks, ps, num_candidates=num_candidates * _MORE_CANDIDATES)
     return least_R1
-
-
-def _whole_nucleus(weights_RV: Tensor, wanted_R1: Tensor) -> Tensor:
-    """The same for rows so flat that the candidates did not reach their top_p."""
-    best_RV = _largest(weights_RV, weights_RV.shape[1])
-    num_kept_R1 = torch.searchsorted(best_RV.cumsum(dim=-1, dtype=torch.float64), wanted_R1) + 1
-    return best_RV.gather(1, num_kept_R1.clamp(max=best_RV.shape[1]) - 1)
 
 
 def _largest(weights_RV: Tensor, num: int) -> Tensor:

@@ -61,7 +61,7 @@ PARAMS = st.builds(
     all_params=st.lists(PARAMS, min_size=1, max_size=4),
     data_seed=st.integers(0, 10_000),
     prompt=st.lists(st.integers(0, V - 1), min_size=1, max_size=6),
-    candidates=st.sampled_from([4, 16, 1024]),
+    candidates=st.sampled_from([1, 4, 16, 1024]),
 )
 def test_each_row_draws_from_the_distribution_that_a_plain_reference_filters(all_params, data_seed, prompt, candidates):
     """The token at which the reference's cumulated probability, in order of ids, passes the row's uniform number.
@@ -168,7 +168,7 @@ def test_draws_over_many_seeds_follow_the_softmax():
     assert float(((counts - expected) ** 2 / expected).sum()) < 24.3
 
 
-def test_a_flat_distribution_with_top_p_falls_back_to_a_whole_sort():
+def test_a_flat_distribution_with_top_p_looks_at_more_candidates():
     """5,000 nearly equal tokens: top_p 0.5 keeps about half of them, far more than the candidates looked at first."""
     logits = logits_of(5, vocabulary=5000, scale=0.01)
     rows = 300
