@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from shoal_models.compute import Compute, ComputeError, PrepackedLinear, choose_compute, convert, prepack_linears
+from shoal_models.compute import (
+    Compute,
+    ComputeError,
+    PrepackedLinear,
+    choose_compute,
+    convert,
+    padded_rows,
+    prepack_linears,
+)
 from tiny_models import CPU, GENERATORS, tiny_model
 from torch import nn
 
@@ -57,3 +65,10 @@ def test_gpt2s_transposed_linears_are_prepacked_too() -> None:
         before = model(ids).logits
         assert prepack_linears(model) == 4 * 2 + 1  # of two layers, and the head
         torch.testing.assert_close(model(ids).logits, before, atol=1e-4, rtol=0)
+
+
+def test_rows_are_padded_to_few_sizes_and_by_at_most_a_quarter() -> None:
+    sizes = {padded_rows(rows) for rows in range(1, 513)}
+    assert sorted(sizes)[:14] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24]
+    assert len(sizes) == 8 + 4 * 6
+    assert all(rows <= padded_rows(rows) <= rows * 1.25 for rows in range(1, 5000))
