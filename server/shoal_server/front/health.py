@@ -53,10 +53,6 @@ class HealthBoard:
             return None
         return int(_Status.SERVING if serving and not self._draining else _Status.NOT_SERVING)
 
-    def names(self) -> list[str]:
-        """Every name that has a status."""
-        return sorted(self._serving)
-
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
@@ -78,7 +74,6 @@ class HealthService:
             name=NAME,
             methods=(
                 Method(name="Check", request=health_pb2.HealthCheckRequest, handler=self.check),
-                Method(name="List", request=health_pb2.HealthListRequest, handler=self.list),
                 Method(name="Watch", request=health_pb2.HealthCheckRequest, handler=self.watch, server_streams=True),
             ),
             open_to_all=True,
@@ -91,13 +86,6 @@ class HealthService:
         if status is None:
             raise NotFound("no such service")
         return _Status(status=status)
-
-    async def list(self, _rpc: Rpc, _request: health_pb2.HealthListRequest) -> health_pb2.HealthListResponse:
-        """All statuses."""
-        response = health_pb2.HealthListResponse()
-        for name in self._board.names():
-            response.statuses[name].status = self._board.status(name)
-        return response
 
     async def watch(self, _rpc: Rpc, request: health_pb2.HealthCheckRequest, stream: Outgoing) -> None:
         """The status now and whenever it changes; SERVICE_UNKNOWN while nobody has the name."""
