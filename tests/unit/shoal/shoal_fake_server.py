@@ -190,7 +190,7 @@ class FakeClassify(Servicer, classify_pb2_grpc.ClassifyServiceServicer):
                     held = []
             for response in held:
                 yield response
-            await asyncio.sleep(0.02)  # a cancelled call reads like one that ended, and is told apart here
+            await asyncio.sleep(0.2)  # a cancelled call reads like one that ended, and is told apart here
             if model == "silent":
                 await self.hang()
 
