@@ -249,6 +249,7 @@ async def test_a_stream_that_breaks_ends_with_its_error(server: FakeServer) -> N
 async def test_what_the_callers_iterable_raises_comes_out(server: FakeServer) -> None:
     async def failing() -> AsyncIterator[str]:
         yield "x"
+        await asyncio.to_thread(server.record.wait_for_call)
         raise LookupError("no more")
 
     async with AsyncClient(server.address) as client:
