@@ -35,6 +35,10 @@ class Compute:
             return computed
         return f"{computed} ({str(self.rounded).removeprefix('torch.')} weights)"
 
+    def converted(self, weight: Tensor) -> Tensor:
+        """A copy of `weight`, rounded and cast."""
+        return weight.to(self.rounded, copy=True).to(self.computed)
+
     @property
     def exact(self) -> bool:
         """Whether outputs may be compared with float32 ones at the float32 tolerance."""
@@ -64,13 +68,16 @@ def has_native_bfloat16() -> bool:
 
 
 def convert(model: nn.Module, compute: Compute) -> None:
-    """Round and cast all floating-point weights in place; they own their memory afterwards."""
+    """Round and cast all floating-point weights in place; they own their memory afterwards.
+
+    Linear layers that are prepacked have none left: prepack first, which saves copying them twice.
+    """
     done: dict[int, Tensor] = {}  # tied weights stay tied
     for parameter in model.parameters():
         if parameter.is_floating_point():
             key = id(parameter)
             if key not in done:
-                done[key] = parameter.data.to(compute.rounded, copy=True).to(compute.computed)
+                done[key] = compute.converted(parameter.data)
             parameter.data = done[key]
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
@@ -85,11 +92,13 @@ class PrepackedLinear(nn.Module):
     40 ms and 2 MB for each), so rows are padded to few numbers: `padded_rows`.
     """
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, compute: Compute) -> None:
+        """Copies both, converted; the originals are left alone."""
         super().__init__()
         self.out_features, self.in_features = weight_OI.shape
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous())  # noqa: SLF001
-        self.bias = None if bias_O is None else bias_O.detach().clone()
+        weight_OI = weight_OI.detach().to(compute.rounded).to(compute.computed).contiguous()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI)  # noqa: SLF001
+        self.bias = None if bias_O is None else compute.converted(bias_O.detach())
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(..., I) to (..., O)."""
@@ -110,8 +119,8 @@ def padded_rows(num_rows: int) -> int:
     return -(-num_rows // step) * step
 
 
-def prepack_linears(model: nn.Module) -> int:
-    """Replace linear layers (and GPT-2's transposed ones) by prepacked ones; returns how many.
+def prepack_linears(model: nn.Module, compute: Compute) -> int:
+    """Replace linear layers (and GPT-2's transposed ones) by converted and prepacked ones; returns how many.
 
     The plain weights are freed, except one tied to an embedding, which keeps its own copy.
     """
@@ -122,9 +131,9 @@ def prepack_linears(model: nn.Module) -> int:
         for module in list(model.modules()):
             for name, child in list(module.named_children()):
                 if type(child) is nn.Linear:
-                    setattr(module, name, PrepackedLinear(child.weight, child.bias))
+                    setattr(module, name, PrepackedLinear(child.weight, child.bias, compute))
                 elif type(child) is Conv1D:
-                    setattr(module, name, PrepackedLinear(child.weight.t(), child.bias))
+                    setattr(module, name, PrepackedLinear(child.weight.t(), child.bias, compute))
                 else:
                     continue
                 replaced += 1

@@ -1,7 +1,8 @@
 """Loads a published version so that it runs packed rows, or refuses it with a reason.
 
 Weights are read once, in float32, from safetensors; then comes the probe of packed rows, the golden outputs in float32,
-the cast to what is served, and the golden outputs again. Meant for a background thread of a live engine: reading is
+the cast to what is served, and the golden outputs again. Whoever loads version after version keeps a `Proven`, which
+saves probing a configuration twice. Meant for a background thread of a live engine: reading is
 memory mapping, computing leaves the GIL, and nothing global is switched but transformers' progress bars.
 """
 
@@ -19,6 +20,7 @@ from shoal_models.compute import Compute, ComputeError, choose_compute
 from shoal_models.generator import LoadedGenerator
 from shoal_models.golden import GoldenMismatch, check_golden
 from shoal_models.manifest import Manifest
+from shoal_models.packed import CacheShape
 from shoal_models.probe import (
     ProbeFailure,
     cache_shape,
@@ -33,11 +35,13 @@ __all__ = [
     "LoadError",
     "LoadedClassifier",
     "LoadedGenerator",
+    "Proven",
     "load_version",
     "open_model",
     "silence_progress_bars",
 ]
 
+_CONFIG_NAME = "config.json"
 _GROWING_ROPES = ("dynamic", "longrope")
 
 
@@ -45,10 +49,31 @@ class LoadError(Exception):
     """A version cannot be run; the message says why."""
 
 
+class Proven:
+    """Configurations that packed rows were seen to compute rightly; the golden outputs then check the weights."""
+
+    def __init__(self) -> None:
+        self._shapes: dict[str, CacheShape | None] = {}
+
+    def has(self, manifest: Manifest) -> bool:
+        """Whether a version with this architecture and configuration has been through the probe."""
+        return _configuration(manifest) in self._shapes
+
+    def shape(self, manifest: Manifest) -> CacheShape | None:
+        """What its cache is like, if it has one."""
+        return self._shapes[_configuration(manifest)]
+
+    def add(self, manifest: Manifest, shape: CacheShape | None) -> None:
+        """Note that the probe was passed."""
+        self._shapes[_configuration(manifest)] = shape
+
+
 def load_version(
-    path: Path, manifest: Manifest, *, dtype: torch.dtype, device: torch.device
+    path: Path, manifest: Manifest, *, dtype: torch.dtype, device: torch.device, proven: Proven | None = None
 ) -> LoadedClassifier | LoadedGenerator:
     """Load the version folder `path`, whose files have been verified, and check its golden outputs.
+
+    `proven` is what earlier loads on this device found out, and learns from this one.
 
     Raises:
         LoadError: the architecture, head or dtype is not one that can be served here.
@@ -64,8 +89,9 @@ def load_version(
         )
     model = open_model(path, manifest.architecture).to(device)
     _check_limits(model.config, manifest)
-    loaded: LoadedClassifier | LoadedGenerator
-    loaded = _classifier(model, manifest) if manifest.kind == "classifier" else _generator(model, manifest)
+    proven = proven or Proven()
+    make = _classifier if manifest.kind == "classifier" else _generator
+    loaded = make(model, manifest, proven)
     return _checked(loaded, path, manifest, compute)
 
 
@@ -100,8 +126,10 @@ def open_model(path: Path, architecture: str) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _classifier(model: Any, manifest: Manifest) -> LoadedClassifier:
+def _classifier(model: Any, manifest: Manifest, proven: Proven) -> LoadedClassifier:
     attention = str(model.config._attn_implementation)  # noqa: SLF001
+    if proven.has(manifest):
+        return LoadedClassifier(model, manifest)
     sequences = probe_sequences(model, decoder=False)
     expected = plain_logits(model, sequences)
     loaded = LoadedClassifier(model, manifest)
@@ -112,10 +140,14 @@ def _classifier(model: Any, manifest: Manifest) -> LoadedClassifier:
         probe_classifier(loaded, sequences, expected)
     except ProbeFailure as failure:
         loaded.run_one_by_one(str(failure), attention)
+    else:
+        proven.add(manifest, None)
     return loaded
 
 
-def _generator(model: Any, manifest: Manifest) -> LoadedGenerator:
+def _generator(model: Any, manifest: Manifest, proven: Proven) -> LoadedGenerator:
+    if proven.has(manifest) and (known := proven.shape(manifest)):
+        return LoadedGenerator(model, manifest, known)
     try:
         sequences = probe_sequences(model, decoder=True)
         shape = cache_shape(model, sequences)
@@ -124,16 +156,24 @@ def _generator(model: Any, manifest: Manifest) -> LoadedGenerator:
         probe_generator(loaded, sequences, expected)
     except ProbeFailure as failure:
         raise LoadError(f"{manifest.architecture} cannot run over a paged cache: {failure}") from failure
+    proven.add(manifest, shape)
     return loaded
 
 
 def _checked(
     loaded: LoadedClassifier | LoadedGenerator, path: Path, manifest: Manifest, compute: Compute
 ) -> LoadedClassifier | LoadedGenerator:
-    check_golden(loaded, path, manifest)
+    if not compute.exact:  # else the check of what is served is the one in float32
+        check_golden(loaded, path, manifest)
     loaded.cast(compute)
     check_golden(loaded, path, manifest)
     return loaded
+
+
+def _configuration(manifest: Manifest) -> str:
+    """Tells configurations apart: the architecture and what is in its config.json."""
+    digests = [entry.sha256 for entry in manifest.files if entry.path == _CONFIG_NAME]
+    return f"{manifest.architecture} {digests}"
 
 
 def _check_limits(config: Any, manifest: Manifest) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from shoal_models.golden import GoldenMismatch
-from shoal_models.load import LoadedClassifier, LoadedGenerator, LoadError, load_version
+from shoal_models.load import LoadedClassifier, LoadedGenerator, LoadError, Proven, load_version
 from shoal_models.manifest import Manifest, ManifestError, read_manifest, verify_files
 from shoal_models.memory import NotEnoughMemory, check_memory
 from shoal_models.packed import PackedRow, PagedCache
@@ -59,6 +59,7 @@ class Loader:
         self._device = device
         self._promised_bytes = promised_bytes
         self._pacer = Pacer(is_busy)
+        self._proven = Proven()
         self._config = config
         self._inbox = inbox
         self._orders: queue.SimpleQueue[LoadVersion | list[ReadyVersion]] = queue.SimpleQueue()
@@ -109,7 +110,9 @@ class Loader:
             raise LoadRefused(f"the folder holds {manifest.model}@{manifest.version}")
         verify_files(path, manifest)
         self._check_memory(manifest)
-        model = load_version(path, manifest, dtype=self._device.dtype, device=self._device.torch_device)
+        model = load_version(
+            path, manifest, dtype=self._device.dtype, device=self._device.torch_device, proven=self._proven
+        )
         if isinstance(model, LoadedClassifier):
             _warm_up_classifier(model, self._device.torch_device)
             return ReadyClassifier(key=key, manifest=manifest, model=model, load_s=time.monotonic() - began_s)

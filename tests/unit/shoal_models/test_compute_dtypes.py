@@ -16,10 +16,13 @@ from shoal_models.compute import (
 from tiny_models import CPU, GENERATORS, tiny_model
 from torch import nn
 
+EXACT = Compute(rounded=torch.float32, computed=torch.float32)
+ROUNDED = Compute(rounded=torch.bfloat16, computed=torch.float32)
+
 
 def test_names_tell_rounding_from_computing() -> None:
     assert choose_compute(torch.float32, CPU).name == "float32"
-    assert Compute(rounded=torch.bfloat16, computed=torch.float32).name == "float32 (bfloat16 weights)"
+    assert ROUNDED.name == "float32 (bfloat16 weights)"
     assert Compute(rounded=torch.bfloat16, computed=torch.bfloat16).name == "bfloat16"
 
 
@@ -33,7 +36,7 @@ def test_tied_weights_stay_tied() -> None:
     config.tie_word_embeddings = True
     model = tiny_model("LlamaForCausalLM", config)
     before = model.lm_head.weight.detach().clone()
-    convert(model, Compute(rounded=torch.bfloat16, computed=torch.float32))
+    convert(model, ROUNDED)
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
     assert torch.equal(model.lm_head.weight, before.bfloat16().float())
 
@@ -52,10 +55,20 @@ def test_rotary_frequencies_keep_their_precision() -> None:
 def test_prepacked_linears_compute_the_same(num_rows: int, bias: bool) -> None:
     torch.manual_seed(0)
     plain = nn.Linear(40, 72, bias=bias)
-    packed = PrepackedLinear(plain.weight.detach(), plain.bias)
+    packed = PrepackedLinear(plain.weight, plain.bias, EXACT)
     inputs = torch.randn(1, num_rows, 40)
     with torch.inference_mode():
         torch.testing.assert_close(packed(inputs), plain(inputs), atol=1e-5, rtol=0)
+
+
+def test_prepacked_linears_are_rounded() -> None:
+    plain = nn.Linear(40, 72)
+    packed = PrepackedLinear(plain.weight, plain.bias, ROUNDED)
+    inputs = torch.randn(3, 40)
+    with torch.inference_mode():
+        expected = nn.functional.linear(inputs, plain.weight.bfloat16().float(), plain.bias.bfloat16().float())
+        torch.testing.assert_close(packed(inputs), expected, atol=1e-5, rtol=0)
+        assert not torch.allclose(packed(inputs), plain(inputs), atol=1e-5, rtol=0)
 
 
 def test_gpt2s_transposed_linears_are_prepacked_too() -> None:
@@ -63,7 +76,7 @@ def test_gpt2s_transposed_linears_are_prepacked_too() -> None:
     ids = torch.tensor([[5, 6, 7]])
     with torch.inference_mode():
         before = model(ids).logits
-        assert prepack_linears(model) == 4 * 2 + 1  # of two layers, and the head
+        assert prepack_linears(model, EXACT) == 4 * 2 + 1  # of two layers, and the head
         torch.testing.assert_close(model(ids).logits, before, atol=1e-4, rtol=0)
 
 

@@ -13,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from shoal_models.golden import GoldenMismatch, check_golden, record_golden
+from shoal_models.load import Proven, load_version
 from shoal_models.manifest import GOLDEN_NAME
-from tiny_models import CLASSIFIERS, GENERATORS, Published, tiny_model
+from shoal_models.probe import plain_logits
+from tiny_models import CLASSIFIERS, CPU, GENERATORS, Published, tiny_model
 
 
 @pytest.fixture
@@ -133,3 +135,32 @@ def test_a_loaded_version_can_be_checked_again(classifier: Published) -> None:
     without = dataclasses.replace(classifier.manifest, golden=None)
     with pytest.raises(GoldenMismatch, match="has no golden outputs"):
         check_golden(loaded, classifier.path, without)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "generator"])
+def test_what_is_proven_saves_the_probe_and_not_the_golden_outputs(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published: Published = request.getfixturevalue(kind)
+    proven = Proven()
+    probed = []
+    monkeypatch.setattr("shoal_models.load.plain_logits", lambda *given: probed.append(1) or plain_logits(*given))
+    for _ in range(2):
+        load_version(published.path, published.manifest, dtype=torch.float32, device=CPU, proven=proven)
+    assert len(probed) == 1
+    name = next(name for name in load_file(published.path / "model.safetensors") if name.endswith("weight"))
+    _change_weight(published.path, name, 0.5)
+    with pytest.raises(GoldenMismatch, match="differs by"):
+        load_version(published.path, published.manifest, dtype=torch.float32, device=CPU, proven=proven)
+    assert len(probed) == 1
+
+
+def test_another_configuration_is_probed_though_the_architecture_is_proven(publish: Callable[..., Published]) -> None:
+    proven = Proven()
+    for heads in (4, 2):
+        config = CLASSIFIERS["Bert"]()
+        config.num_attention_heads = heads
+        published = publish(tiny_model("BertForSequenceClassification", config), "classifier", name=f"heads-{heads}")
+        assert not proven.has(published.manifest)
+        load_version(published.path, published.manifest, dtype=torch.float32, device=CPU, proven=proven)
+        assert proven.has(published.manifest)

@@ -7,7 +7,7 @@ from shoal_server.engine.statistics import Gauges, Statistics
 from shoal_server.engine.turns import Turns
 from shoal_server.ipc.messages import SECOND_BUCKETS, SEQUENCE_BUCKETS, TOKEN_BUCKETS
 
-STORY, POEM = VersionKey("story", 1), VersionKey("poem", 1)
+STORY, NEWER_STORY, POEM = VersionKey("story", 1), VersionKey("story", 2), VersionKey("poem", 1)
 
 
 def test_each_source_gets_an_even_share_of_time_not_of_turns():
@@ -31,6 +31,30 @@ def test_a_source_that_was_idle_long_does_not_catch_up():
         turns.charge(source, 1.0)
         chosen.append(source)
     assert chosen.count(STORY) == chosen.count(POEM) == 2
+
+
+def test_two_versions_of_a_generator_share_what_one_had():
+    """While streams drain on the old version, Classify keeps its half."""
+    turns, spent = Turns(), {None: 0.0, STORY: 0.0, NEWER_STORY: 0.0}
+    for _ in range(400):
+        source = turns.choose([STORY, NEWER_STORY, None])
+        turns.charge(source, 0.001)
+        spent[source] += 0.001
+    assert abs(spent[None] - 0.2) <= 0.002
+    assert abs(spent[STORY] - 0.1) <= 0.002
+    assert abs(spent[NEWER_STORY] - 0.1) <= 0.002
+
+
+def test_a_version_that_is_gone_leaves_its_model_the_share():
+    turns = Turns()
+    for _ in range(10):
+        turns.charge(turns.choose([STORY, NEWER_STORY, POEM]), 1.0)
+    turns.forget(STORY)
+    chosen = []
+    for _ in range(4):
+        chosen.append(turns.choose([NEWER_STORY, POEM]))
+        turns.charge(chosen[-1], 1.0)
+    assert chosen.count(NEWER_STORY) == chosen.count(POEM) == 2
 
 
 def test_histograms_count_a_value_in_the_bucket_that_bounds_it_from_above():
