@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -132,6 +133,13 @@ class ShoalServer(Server):
     def _prepare(self) -> None:
         self._config_path.write_text(yaml.safe_dump(self._config))
         (self._state / "server.json").unlink(missing_ok=True)
+
+    def busy_s(self) -> float:
+        """Seconds that its engines have spent inside forwards so far, by its own metrics."""
+        port = json.loads((self._state / "server.json").read_text())["metrics_port"]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith("shoal_engine_busy_seconds_total{"))
 
     def _listening(self) -> str:
         path = self._state / "server.json"

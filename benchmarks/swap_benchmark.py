@@ -1,8 +1,9 @@
 """What hot swaps cost those who are being served: latencies while versions are swapped against those while none is.
 
-One Shoal server under steady load: Classify in an open loop, Generate streams beside it. Phases without swaps enclose
-those in which new versions of the classifier, then of the generator, appear in the repository one after the other. No
-call may fail, and every Classify reply must be wholly what one version says.
+One Shoal server under steady load of both kinds in open loops, by default about half of what the engine can do on two
+cores (the share of time it was busy stands in the table). Phases without swaps stand around those in which new versions
+of the classifier, then of the generator, appear in the repository one after the other. No call may fail, and every
+Classify reply must be wholly what one version says. Writes benchmarks/SWAPS.md and benchmarks/out/swaps.json.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import argparse
 import asyncio
 import dataclasses
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import uvloop
 from rich.console import Console
@@ -20,13 +23,14 @@ from shoal.aio import AsyncClient
 
 from benchmarks import folders, swap_report, workload
 from benchmarks.calls import Caller
-from benchmarks.loadgen import ClosedLoop, OpenLoop, Recording, Window, record
+from benchmarks.loadgen import OpenLoop, Recording, Window, record
 from benchmarks.servers import ShoalServer, wait_live
 from benchmarks.staging import Staging
 from benchmarks.swap_report import PhaseResult
 
 TEXTS_PER_CALL = 4  # several, so that a reply could be mixed
 CALL_TIMEOUT_S = 120.0
+PAGE_PATH = Path(__file__).resolve().parent / "SWAPS.md"
 WARMUP = Window(warmup_s=0.0, duration_s=5.0)
 
 
@@ -34,8 +38,8 @@ WARMUP = Window(warmup_s=0.0, duration_s=5.0)
 class Load:
     """What is sent in every phase."""
 
-    rate: float  # Classify calls a second
-    num_streams: int  # Generate streams in flight
+    classify_rate: float  # calls a second
+    generate_rate: float  # streams a second that begin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,29 +55,32 @@ class Phase:
 def main(arguments: list[str] | None = None) -> int:
     """Run and report; the exit code is 1 when a call failed or a reply was mixed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks swaps", description=__doc__)
-    parser.add_argument("--rate", type=float, default=10.0, help="Classify calls a second (default %(default)s)")
-    parser.add_argument("--streams", type=int, default=2, help="Generate streams in flight (default %(default)s)")
-    parser.add_argument("--phase", type=float, default=40.0, help="seconds of a phase (default %(default)s)")
+    parser.add_argument("--rate", type=float, default=4.0, help="Classify calls a second (default %(default)s)")
+    parser.add_argument("--streams", type=float, default=0.15, help="new streams a second (default %(default)s)")
+    parser.add_argument("--phase", type=float, default=60.0, help="seconds of a phase (default %(default)s)")
     parser.add_argument("--swaps", type=int, default=10, help="swaps of the classifier (default %(default)s)")
-    parser.add_argument("--generator-swaps", type=int, default=2, help="of the generator (default %(default)s)")
+    parser.add_argument("--generator-swaps", type=int, default=4, help="of the generator (default %(default)s)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     options = parser.parse_args(arguments)
+    still = Phase(name="no swaps", duration_s=options.phase)
     phases = (
-        Phase(name="no swaps", duration_s=options.phase / 2),
+        still,
         Phase(name="classifier swaps", duration_s=options.phase, model=folders.CLASSIFIER, num_swaps=options.swaps),
+        still,
         Phase(
             name="generator swaps",
             duration_s=options.phase,
             model=folders.GENERATOR,
             num_swaps=options.generator_swaps,
         ),
-        Phase(name="no swaps", duration_s=options.phase / 2),
+        still,
     )
     console = Console()
-    load = Load(rate=options.rate, num_streams=options.streams)
+    load = Load(classify_rate=options.rate, generate_rate=options.streams)
     found = uvloop.run(_run(phases, load, options.dtype, console))
     comparisons = swap_report.compare(found)
     console.print(swap_report.table(comparisons))
+    PAGE_PATH.write_text(swap_report.page(comparisons, options.rate, TEXTS_PER_CALL, options.streams))
     (folders.OUT / "swaps.json").write_text(json.dumps([dataclasses.asdict(c) for c in comparisons], indent=2) + "\n")
     return 1 if any(comparison.num_failed or comparison.num_mixed for comparison in comparisons) else 0
 
@@ -96,15 +103,21 @@ async def _run(phases: Sequence[Phase], load: Load, dtype: str, console: Console
             results = []
             for phase in phases:
                 console.print(f"{phase.name}, {phase.duration_s:g} s ...")
-                results.append(await _run_phase(phase, server.address, load, staging, client))
+                results.append(await _run_phase(phase, server, load, staging, client))
     return results
 
 
-async def _run_phase(phase: Phase, address: str, load: Load, staging: Staging, client: AsyncClient) -> PhaseResult:
+async def _run_phase(
+    phase: Phase, server: ShoalServer, load: Load, staging: Staging, client: AsyncClient
+) -> PhaseResult:
+    busy_s, began_s = await asyncio.to_thread(server.busy_s), time.monotonic()
     swapping = asyncio.create_task(_swap(phase, staging, client))
-    classify, generate = await _load(address, load, Window(warmup_s=0.0, duration_s=phase.duration_s))
+    classify, generate = await _load(server.address, load, Window(warmup_s=0.0, duration_s=phase.duration_s))
     num_swaps = await swapping
-    return PhaseResult(name=phase.name, num_swaps=num_swaps, classify=classify, generate=generate)
+    busy_share = (await asyncio.to_thread(server.busy_s) - busy_s) / (time.monotonic() - began_s)
+    return PhaseResult(
+        name=phase.name, num_swaps=num_swaps, busy_share=busy_share, classify=classify, generate=generate
+    )
 
 
 async def _load(address: str, load: Load, window: Window) -> tuple[Recording, Recording]:
@@ -115,8 +128,8 @@ async def _load(address: str, load: Load, window: Window) -> tuple[Recording, Re
         Caller(address, folders.GENERATOR, timeout_s=CALL_TIMEOUT_S) as generating,
     ):
         return await asyncio.gather(
-            record(classifying, classify_items, OpenLoop(rate=load.rate), window),
-            record(generating, generate_items, ClosedLoop(in_flight=load.num_streams), window),
+            record(classifying, classify_items, OpenLoop(rate=load.classify_rate), window),
+            record(generating, generate_items, OpenLoop(rate=load.generate_rate), window),
         )
 
 

@@ -1,7 +1,8 @@
-"""What swaps cost, from what the load saw of each phase. Pure: no servers, no clock."""
+"""What swaps cost, from what the load saw of each phase. No servers."""
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,10 +12,25 @@ from rich.table import Table
 from benchmarks.calls import OK, Outcome, inter_token_s
 from benchmarks.loadgen import Recording
 from benchmarks.report import milliseconds
+from benchmarks.results import machine
 from benchmarks.staging import favourite_label
 from benchmarks.summary import Percentiles, percentiles
 
 TARGET = 1.5  # most that a p99 may grow by
+_COLUMNS = ("", "swaps", "busy", "calls p50", "p99", "ratio", "tokens p50", "p99", "ratio", "failed", "mixed")
+_PAGE = """\
+# What hot swaps cost those who are being served
+
+Measured {date} by `make bench-swaps` on:
+{machine}.
+
+One server, MiniLM-L6 with five labels and SmolLM2-135M; {classify_rate:g} Classify calls a second of {texts_per_call}
+texts each and {generate_rate:g} new streams a second, both in open loops. Latency of calls and between the tokens of
+streams in milliseconds; ratios of a p99 to that without swaps, wanted at most {target}. Busy is the share of the time
+that the engine was inside a forward; mixed are replies that no single version would give.
+
+{table}
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +39,7 @@ class PhaseResult:
 
     name: str
     num_swaps: int
+    busy_share: float  # of the time, the engine was inside a forward
     classify: Recording
     generate: Recording
 
@@ -49,6 +66,7 @@ class Comparison:
 
     name: str
     num_swaps: int
+    busy_share: float
     latency: Percentiles  # of Classify calls
     inter_token: Percentiles  # of Generate streams
     latency_ratio: float  # of p99, to that of the phases without swaps
@@ -69,6 +87,7 @@ def compare(results: Sequence[PhaseResult]) -> list[Comparison]:
             Comparison(
                 name=name,
                 num_swaps=sum(result.num_swaps for result in group),
+                busy_share=sum(result.busy_share for result in group) / len(group),
                 latency=latency,
                 inter_token=inter_token,
                 latency_ratio=latency.p99_s / latency_s,
@@ -82,16 +101,36 @@ def compare(results: Sequence[PhaseResult]) -> list[Comparison]:
 
 def table(comparisons: Sequence[Comparison]) -> Table:
     """For a terminal."""
-    columns = ("", "swaps", "calls p50", "p99", "ratio", "tokens p50", "p99", "ratio", "failed", "mixed")
     caption = (
         "Latency of Classify calls and between tokens of streams, ms; "
         f"ratios of p99 to that without swaps, wanted at most {TARGET}"
     )
-    shown = Table(*columns, title="What hot swaps cost", caption=caption, box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for found in comparisons:
-        shown.add_row(
+    shown = Table(*_COLUMNS, title="What hot swaps cost", caption=caption, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for cells in _cells(comparisons):
+        shown.add_row(*cells)
+    return shown
+
+
+def page(comparisons: Sequence[Comparison], classify_rate: float, texts_per_call: int, generate_rate: float) -> str:
+    """The whole of SWAPS.md."""
+    lines = [_COLUMNS, ["---"] * len(_COLUMNS), *_cells(comparisons)]
+    return _PAGE.format(
+        date=dt.datetime.now(tz=dt.UTC).date().isoformat(),
+        machine=machine(),
+        classify_rate=classify_rate,
+        texts_per_call=texts_per_call,
+        generate_rate=generate_rate,
+        target=TARGET,
+        table="\n".join(f"| {' | '.join(line)} |" for line in lines),
+    )
+
+
+def _cells(comparisons: Sequence[Comparison]) -> list[list[str]]:
+    return [
+        [
             found.name,
             str(found.num_swaps),
+            f"{found.busy_share:.0%}",
             milliseconds(found.latency.p50_s),
             milliseconds(found.latency.p99_s),
             f"{found.latency_ratio:.2f}",
@@ -100,8 +139,9 @@ def table(comparisons: Sequence[Comparison]) -> Table:
             f"{found.inter_token_ratio:.2f}",
             str(found.num_failed),
             str(found.num_mixed),
-        )
-    return shown
+        ]
+        for found in comparisons
+    ]
 
 
 def _latency(results: Sequence[PhaseResult]) -> Percentiles:

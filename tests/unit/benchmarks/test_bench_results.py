@@ -85,12 +85,14 @@ def test_swaps_are_compared_with_phases_without_and_mixed_replies_found() -> Non
     still = swap_report.PhaseResult(
         name="no swaps",
         num_swaps=0,
+        busy_share=0.25,
         classify=recording(classified(0.1, 1, "label-1")),
         generate=recording(streamed(0.02)),
     )
     swapping = swap_report.PhaseResult(
         name="classifier swaps",
         num_swaps=3,
+        busy_share=0.5,
         classify=recording(
             classified(0.2, 2, "label-0"),
             classified(0.1, 3, "label-1", "label-0"),
@@ -103,3 +105,4 @@ def test_swaps_are_compared_with_phases_without_and_mixed_replies_found() -> Non
     assert found.latency_ratio == pytest.approx(2.0)
     assert found.inter_token_ratio == pytest.approx(0.5)
     assert (found.num_mixed, found.num_failed) == (2, 1)
+    assert found.busy_share == 0.5
