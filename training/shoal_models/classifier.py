@@ -54,10 +54,10 @@ class LoadedClassifier:
 
     def cast(self, compute: Compute) -> None:
         """Bring the weights, still as they were loaded, into the form they are served in."""
-        if self.device.type == "cpu" and compute.computed == torch.bfloat16:
-            prepack_linears(self._model, compute)
-            self._head = _head_alone(self._model, self._body)
         convert(self._model, compute)
+        if self.device.type == "cpu" and compute.computed == torch.bfloat16:
+            prepack_linears(self._model)
+            self._head = _head_alone(self._model, self._body)
         self.compute_dtype = compute.name
 
     def _packed(self, row: PackedRow) -> Tensor:

@@ -66,8 +66,8 @@ class LoadedGenerator:
 
     def cast(self, compute: Compute) -> None:
         """Bring the weights, still as they were loaded, into the form they are served in."""
-        if self.device.type == "cpu":
-            prepack_linears(self._model, compute)
         convert(self._model, compute)
+        if self.device.type == "cpu":
+            prepack_linears(self._model)
         self._dtype = compute.computed
         self.compute_dtype = compute.name

@@ -29,6 +29,7 @@ from shoal_models.probe import (
     probe_generator,
     probe_sequences,
 )
+from shoal_models.weights import read_weights
 
 __all__ = [
     "GoldenMismatch",
@@ -108,12 +109,11 @@ def open_model(path: Path, architecture: str) -> Any:
     cls: Any = found
     try:
         model, info = cls.from_pretrained(
-            path,
+            None,
+            config=cls.config_class.from_pretrained(path, local_files_only=True),
+            state_dict=read_weights(path),
             dtype=torch.float32,
             attn_implementation="sdpa" if cls._supports_sdpa else "eager",
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:

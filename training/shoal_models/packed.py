@@ -7,9 +7,11 @@ Knows nothing of requests or of how a step was chosen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,9 +44,7 @@ class PagedCache:
         self.num_blocks = num_blocks
         self.block_tokens = block_tokens
         heads, size = shape.num_heads, shape.head_size
-        self.blocks = torch.zeros(
-            (shape.num_layers, 2, heads, num_blocks, block_tokens, size), dtype=dtype, device=device
-        )
+        self.blocks = _zeros((shape.num_layers, 2, heads, num_blocks, block_tokens, size), dtype, device)
         slots = self.blocks.view(shape.num_layers, 2, heads, num_blocks * block_tokens, size)
         self.keys = [layer[0] for layer in slots.unbind(0)]  # per layer, (H, N*P, D)
         self.values = [layer[1] for layer in slots.unbind(0)]
@@ -116,6 +116,13 @@ def pack(
         starts=tuple(starts),
         type_ids_T=_type_ids(starts, second_starts, device) if second_starts is not None else None,
     )
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that on a CPU take memory only once they are written to; torch's own are written at once."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
 
 
 def _type_ids(starts: Sequence[int], second_starts: Sequence[int], device: torch.device) -> Tensor | None:
