@@ -40,7 +40,7 @@ protos: setup-dev  ## regenerate client/shoal/v1 from protos/
 bench: setup-dev  ## Shoal and a naive gRPC server side by side, written to benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks.side_by_side
 
-bench-swaps: setup-dev  ## latency during hot swaps against latency without
+bench-swaps: setup-dev  ## latency during hot swaps against latency without, written to benchmarks/SWAPS.md
 	@$(BIN)/python -m benchmarks.swap_benchmark
 
 setup:

@@ -55,9 +55,9 @@ class Phase:
 def main(arguments: list[str] | None = None) -> int:
     """Run and report; the exit code is 1 when a call failed or a reply was mixed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks swaps", description=__doc__)
-    parser.add_argument("--rate", type=float, default=4.0, help="Classify calls a second (default %(default)s)")
-    parser.add_argument("--streams", type=float, default=0.15, help="new streams a second (default %(default)s)")
-    parser.add_argument("--phase", type=float, default=60.0, help="seconds of a phase (default %(default)s)")
+    parser.add_argument("--rate", type=float, default=2.5, help="Classify calls a second (default %(default)s)")
+    parser.add_argument("--streams", type=float, default=0.1, help="new streams a second (default %(default)s)")
+    parser.add_argument("--phase", type=float, default=80.0, help="seconds of a phase (default %(default)s)")
     parser.add_argument("--swaps", type=int, default=10, help="swaps of the classifier (default %(default)s)")
     parser.add_argument("--generator-swaps", type=int, default=4, help="of the generator (default %(default)s)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))

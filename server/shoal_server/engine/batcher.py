@@ -6,7 +6,6 @@ share a forward, a call may be spread over several; one forward never mixes mode
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,13 +15,13 @@ from numpy.typing import NDArray
 
 from shoal_server.config import ClassifyConfig
 from shoal_server.engine.deadlines import Deadlines
-from shoal_server.engine.request import CallKey, ClassifyRequest, Order, RequestState, VersionKey
+from shoal_server.engine.request import CallKey, ClassifyRequest, RequestState, VersionKey
+from shoal_server.engine.waiting import Waiting
 from shoal_server.errors import InternalFault, QueueFull
 
 _SAFETY_FACTOR = 2  # fronts keep the bound at the door; the engine only catches what several of them let in together
 _COMPANY_WEIGHT = 0.25  # of the newest arrival in the running mean
 _COMPANY_THRESHOLD = 0.5
-_SLACK = 64  # ended requests in a heap that are never worth a clean-up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +47,7 @@ class ClassifyPlan:
 class _Queue:
     """Requests of one version with sequences that wait. `company` tells how often calls come close together."""
 
-    heap: list[tuple[Order, ClassifyRequest]] = field(default_factory=list)  # may hold ended requests
+    waiting: Waiting[ClassifyRequest] = field(default_factory=Waiting)
     waiting_tokens: int = 0
     waiting_sequences: int = 0
     num_open: int = 0  # requests not yet answered
@@ -64,18 +63,6 @@ class _Queue:
         close = self.num_open > 0 and now_s - self.last_arrival_s <= max_wait_s
         self.company += _COMPANY_WEIGHT * (float(close) - self.company)
         self.last_arrival_s = now_s
-
-    def head(self) -> ClassifyRequest | None:
-        """The request that goes first."""
-        while self.heap and self.heap[0][1].state is RequestState.ENDED:
-            heapq.heappop(self.heap)
-        return self.heap[0][1] if self.heap else None
-
-    def compact(self) -> None:
-        """Drop ended requests from the depth of the heap once they are most of it."""
-        if len(self.heap) > 2 * self.num_open + _SLACK:
-            self.heap = [entry for entry in self.heap if entry[1].state is not RequestState.ENDED]
-            heapq.heapify(self.heap)
 
 
 class Batcher:
@@ -107,7 +94,7 @@ class Batcher:
         queue.note_arrival(now_s, self._max_wait_s)
         queue.num_open += 1
         queue.oldest_s = min(queue.oldest_s, now_s)
-        heapq.heappush(queue.heap, (request.order, request))
+        queue.waiting.push(request)
         self._count(queue, num_tokens, len(request.lengths))
         self._requests[request.key] = request
         self._deadlines.add(request.key, request.order.deadline_s)
@@ -186,7 +173,7 @@ class Batcher:
     def _take(self, version: VersionKey, queue: _Queue, now_s: float) -> ClassifyPlan:
         pieces: list[Piece] = []
         num_sequences = num_tokens = 0
-        while (request := queue.head()) is not None:
+        while (request := queue.waiting.head()) is not None:
             first = end = request.num_planned
             for length in request.lengths[first:]:
                 if num_tokens and num_tokens + length > self._token_budget:
@@ -202,7 +189,7 @@ class Batcher:
                 request.state, request.started_s = RequestState.RUNNING, now_s
             if end < len(request.lengths):
                 break
-            heapq.heappop(queue.heap)
+            queue.waiting.pop()
             self._deadlines.discard(request.key)
         self._count(queue, -num_tokens, -num_sequences)
         if not queue.waiting_sequences:
@@ -224,7 +211,7 @@ class Batcher:
             queue.oldest_s = math.inf
         request.state = RequestState.ENDED
         queue.num_open -= 1
-        queue.compact()
+        queue.waiting.compact(queue.num_open)
         self._deadlines.discard(request.key)
         del self._requests[request.key]
 

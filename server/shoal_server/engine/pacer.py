@@ -15,7 +15,7 @@ from typing import Any
 
 _WORK_S = 0.001  # between rests
 _REST_FACTOR = 2.0  # rest for each second worked
-_MAX_REST_S = 0.05  # a long call that leaves the GIL alone is not paid for in full
+_MAX_REST_S = 0.5  # after a call that took long
 
 
 class Pacer:

@@ -8,7 +8,6 @@ that was let in fits into the cache alone, so there is always one that advances.
 from __future__ import annotations
 
 import bisect
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,11 +15,11 @@ from shoal_server.config import GenerateConfig
 from shoal_server.engine.deadlines import Deadlines
 from shoal_server.engine.kv_cache import BlockAllocator
 from shoal_server.engine.request import CallKey, GenerateRequest, Order, RequestState, VersionKey
+from shoal_server.engine.waiting import Waiting
 from shoal_server.errors import InternalFault, InvalidRequest, QueueFull
 from shoal_server.ipc.messages import FinishReason
 
 _SAFETY_FACTOR = 2  # fronts keep the bound at the door; the engine only catches what several of them let in together
-_SLACK = 64  # ended requests in the heap that are never worth a clean-up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +61,7 @@ class Scheduler:
         self._max_waiting = config.max_waiting * _SAFETY_FACTOR
         self._allocator = allocator
         self._requests: dict[CallKey, GenerateRequest] = {}
-        self._waiting: list[tuple[Order, GenerateRequest]] = []  # heap; may hold requests that have ended
+        self._waiting: Waiting[GenerateRequest] = Waiting()
         self._num_waiting = 0
         self._running: list[GenerateRequest] = []  # best-placed first
         self._deadlines = Deadlines()
@@ -185,13 +184,13 @@ class Scheduler:
     def _admit(self, pieces: list[StepPiece], num_tokens: int, now_s: float) -> int:
         """Take in who waits, strictly in order. A block is left for each that runs, lest it be preempted at once."""
         while num_tokens < self._token_budget and len(self._running) < self._max_running:
-            request = self._next_waiting()
+            request = self._waiting.head()
             if request is None:
                 break
             needed = self._allocator.blocks_for(request.num_tokens)
             if self._allocator.num_free < needed + len(self._running):
                 break
-            heapq.heappop(self._waiting)
+            self._waiting.pop()
             self._num_waiting -= 1
             self._allocator.allocate(request.key, request.num_tokens)
             request.state = RequestState.RUNNING
@@ -247,19 +246,8 @@ class Scheduler:
 
     def _wait(self, request: GenerateRequest) -> None:
         request.state = RequestState.WAITING
-        heapq.heappush(self._waiting, (request.order, request))
+        self._waiting.push(request)
         self._num_waiting += 1
-
-    def _next_waiting(self) -> GenerateRequest | None:
-        while self._waiting and self._waiting[0][1].state is RequestState.ENDED:
-            heapq.heappop(self._waiting)
-        return self._waiting[0][1] if self._waiting else None
-
-    def _compact(self) -> None:
-        """Drop ended requests from the depth of the heap once they are most of it."""
-        if len(self._waiting) > 2 * self._num_waiting + _SLACK:
-            self._waiting = [entry for entry in self._waiting if entry[1].state is not RequestState.ENDED]
-            heapq.heapify(self._waiting)
 
     def _end(self, request: GenerateRequest) -> None:
         if request.state is RequestState.RUNNING:
@@ -268,7 +256,7 @@ class Scheduler:
         else:
             self._num_waiting -= 1
         request.state = RequestState.ENDED
-        self._compact()
+        self._waiting.compact(self._num_waiting)
         self._deadlines.discard(request.key)
         del self._requests[request.key]
 
