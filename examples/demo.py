@@ -268,7 +268,8 @@ def metrics_table(url: str) -> Table:
         table.add_row("load time, all versions", model, f"{seconds:,.2f} s")
     for label, name in (("input tokens", "shoal_input_tokens"), ("output tokens", "shoal_output_tokens")):
         for model, count in sorted(total(name, f"{name}_total").items()):
-            table.add_row(label, model, f"{count:,.0f}")
+            if count:
+                table.add_row(label, model, f"{count:,.0f}")
     return table
 
 
