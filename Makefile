@@ -20,7 +20,7 @@ serve: setup  ## the demo's models, served until Ctrl-C, with three commands to 
 	@$(BIN)/python examples/demo.py --serve
 
 test: setup-dev tools  ## all tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS)
 
 lint: setup-dev  ## ruff, mypy strict, import contracts, buf lint, generated code up to date
 	@$(BIN)/ruff check .

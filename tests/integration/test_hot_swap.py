@@ -114,6 +114,15 @@ async def test_fifty_swaps_lose_nothing_and_mix_nothing(
         await asyncio.gather(*asking)
         live = [v.version for v in (await client.get_model("bert")).versions if v.state == "live"]
     print(f"{watcher.num_replies} replies, {watcher.num_crossed} streams crossed a swap")
+    failed = {
+        labels: value
+        for (name, labels), value in server.samples().items()
+        if name == "shoal_rpc_requests_total"
+        and value
+        and dict(labels)["method"].endswith(("Classify", "StreamGenerate"))
+        if dict(labels)["code"] != "OK"
+    }
+    assert not failed, "none that a retry of the client has hidden"
     assert watcher.num_replies > NUM_SWAPS
     assert watcher.num_crossed > NUM_SWAPS // 5
     assert min(len(seen) for seen in watcher.seen.values()) > NUM_SWAPS // 5

@@ -2,8 +2,8 @@
 
 Weights are read once, in float32, from safetensors; then comes the probe of packed rows, the golden outputs in float32,
 the cast to what is served, and the golden outputs again. Whoever loads version after version keeps a `Proven`, which
-saves probing a configuration twice. Meant for a background thread of a live engine: reading is
-memory mapping, computing leaves the GIL, and nothing global is switched but transformers' progress bars.
+saves probing a configuration twice. Meant for a background thread of a live engine: weights are read and computed in
+small pieces that leave the GIL, and nothing global is switched but transformers' progress bars.
 """
 
 from __future__ import annotations
@@ -88,12 +88,21 @@ def load_version(
         raise LoadError(
             f"{manifest.model}@{manifest.version} is a {manifest.kind}, which is trained from and not served"
         )
+    if proven is not None and proven.has(manifest):
+        try:
+            return _load(path, manifest, compute, device, proven)
+        except GoldenMismatch:  # maybe these weights, unlike the earlier ones, need the slower path: ask the probe
+            return _load(path, manifest, compute, device, Proven())
+    return _load(path, manifest, compute, device, proven or Proven())
+
+
+def _load(
+    path: Path, manifest: Manifest, compute: Compute, device: torch.device, proven: Proven
+) -> LoadedClassifier | LoadedGenerator:
     model = open_model(path, manifest.architecture).to(device)
     _check_limits(model.config, manifest)
-    proven = proven or Proven()
     make = _classifier if manifest.kind == "classifier" else _generator
-    loaded = make(model, manifest, proven)
-    return _checked(loaded, path, manifest, compute)
+    return _checked(make(model, manifest, proven), path, manifest, compute)
 
 
 def open_model(path: Path, architecture: str) -> Any:
@@ -107,6 +116,8 @@ def open_model(path: Path, architecture: str) -> Any:
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         raise LoadError(f"transformers {transformers.__version__} has no architecture {architecture[:100]!r}")
     cls: Any = found
+    if not (path / _CONFIG_NAME).is_file():
+        raise LoadError(f"{architecture} has no {_CONFIG_NAME}")
     try:
         model, info = cls.from_pretrained(
             None,
@@ -116,7 +127,17 @@ def open_model(path: Path, architecture: str) -> Any:
             attn_implementation="sdpa" if cls._supports_sdpa else "eager",
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        ImportError,
+        SafetensorError,
+    ) as error:
         raise LoadError(f"{architecture} cannot be read: {type(error).__name__}: {str(error)[:300]}") from error
     for name in ("missing_keys", "mismatched_keys", "error_msgs"):
         if info.get(name):

@@ -2,7 +2,7 @@
 
     <repository>/<name>/<version>/            immutable; version is an integer from 1
         manifest.json                         this file's `Manifest`; lists every other file with size and SHA-256
-        config.json  model.safetensors ...    as transformers' `from_pretrained` reads them
+        config.json  model.safetensors ...    as transformers' `save_pretrained` writes them; every shard is read
         tokenizer.json                        for fronts, which have neither torch nor transformers
         golden.npz                            golden inputs and outputs (absent for bases)
 

@@ -7,11 +7,12 @@ Knows nothing of requests or of how a step was chosen.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -119,10 +120,18 @@ def pack(
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros that on a CPU take memory only once they are written to; torch's own are written at once."""
-    if device.type != "cpu":
+    """Zeros that on a CPU take memory only page by page as they are written to; torch's own are written at once.
+
+    Without huge pages, of which a first block would take one for every layer and head.
+    """
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or not num_bytes:
         return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
+    memory = mmap.mmap(-1, num_bytes)  # the tensor keeps it
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages knows no such advice
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def _type_ids(starts: Sequence[int], second_starts: Sequence[int], device: torch.device) -> Tensor | None:

@@ -129,6 +129,7 @@ class Engine:
             case VersionReady(ready=ready):
                 if self._versions.adopt(ready):
                     self._calls.add_version(ready)
+                self._loader.adopted(ready.key)
                 self._report_statistics()
             case LoadFailed(key=key, reason=reason):
                 self._versions.refuse(key, reason)

@@ -60,6 +60,7 @@ class Loader:
         self._promised_bytes = promised_bytes
         self._pacer = Pacer(is_busy)
         self._proven = Proven()
+        self._handed_over_bytes: dict[VersionKey, int] = {}  # caches that the compute loop has not counted yet
         self._config = config
         self._inbox = inbox
         self._orders: queue.SimpleQueue[LoadVersion | list[ReadyVersion]] = queue.SimpleQueue()
@@ -75,6 +76,10 @@ class Loader:
     def free(self, ready: ReadyVersion) -> None:
         """Free a version that nobody else holds any more; answered in the inbox by `VersionFreed`."""
         self._orders.put([ready])
+
+    def adopted(self, key: VersionKey) -> None:
+        """The compute loop has taken a ready version, and counts its cache, or has turned it down."""
+        self._handed_over_bytes.pop(key, None)
 
     def _run(self) -> None:
         torch.set_num_threads(1)
@@ -97,6 +102,8 @@ class Loader:
             reason = _reason(error)
             _log.warning("version.refused", version=key, reason=reason, exc=type(error).__name__)
         else:
+            if isinstance(ready, ReadyGenerator) and self._device.commits_lazily:
+                self._handed_over_bytes[key] = ready.cache.num_bytes
             self._inbox.put(VersionReady(ready=ready))
             return
         self._reclaim()
@@ -121,12 +128,13 @@ class Loader:
         return ReadyGenerator(key=key, manifest=manifest, model=model, cache=cache, load_s=time.monotonic() - began_s)
 
     def _check_memory(self, manifest: Manifest) -> None:
+        promised_bytes = sum(list(self._handed_over_bytes.values())) + self._promised_bytes()
         check_memory(
             manifest,
             dtype=self._device.dtype,
             device=self._device.torch_device,
             cache_bytes=self._config.kv_cache_bytes if manifest.kind == "generator" else 0,
-            available_bytes=max(self._device.memory().free_bytes - self._promised_bytes(), 0),
+            available_bytes=max(self._device.memory().free_bytes - promised_bytes, 0),
         )
 
     def _num_blocks(self, model: LoadedGenerator) -> int:

@@ -34,12 +34,14 @@ def shoal(server: FakeServer, capfd: pytest.CaptureFixture[str], monkeypatch: py
 
 
 def process(server: FakeServer, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+    """The command, which hears Ctrl-C even where the tests run in a background that ignores it."""
     return subprocess.Popen(
         [sys.executable, "-m", "shoal.cli", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "SHOAL_ADDRESS": server.address},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **options,
     )
 

@@ -152,7 +152,7 @@ def test_what_is_proven_saves_the_probe_and_not_the_golden_outputs(
     _change_weight(published.path, name, 0.5)
     with pytest.raises(GoldenMismatch, match="differs by"):
         load_version(published.path, published.manifest, dtype=torch.float32, device=CPU, proven=proven)
-    assert len(probed) == 1
+    assert len(probed) == 2, "asked again, since other weights might need the slower path"
 
 
 def test_another_configuration_is_probed_though_the_architecture_is_proven(publish: Callable[..., Published]) -> None:

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from shoal_models.generator import LoadedGenerator
 from shoal_models.load import LoadError
-from shoal_models.packed import PackedRow, PagedCache
-from tiny_models import GENERATORS, VOCABULARY, Published, tiny_model
+from shoal_models.packed import CacheShape, PackedRow, PagedCache
+from tiny_models import CPU, GENERATORS, VOCABULARY, Published, tiny_model
 
 BLOCK_TOKENS = 4
 NEW_TOKENS = 24
@@ -145,3 +146,15 @@ def test_two_runs_of_a_row_agree_to_the_bit(publish: Callable[..., Published]) -
         _run(loaded, sequences, random.Random(3))
         runs.append([s.output for s in sequences])
     assert runs[0] == runs[1]
+
+
+def test_a_cache_takes_memory_as_its_blocks_are_written_to() -> None:
+    """512 MB in 728 blocks; a block is 0.7 MB, spread over 180 places."""
+    shape = CacheShape(num_layers=30, num_heads=3, head_size=64)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    cache = PagedCache(shape, num_blocks=728, block_tokens=16, dtype=torch.float32, device=CPU)
+    assert cache.num_bytes > 500 * 2**20
+    cache.blocks[:, :, :, 0] = 1.0
+    assert process.memory_info().rss - before < 32 * 2**20
+    assert cache.blocks[:, :, :, 1].count_nonzero() == 0
