@@ -1,9 +1,10 @@
 """What hot swaps cost those who are being served: latencies while versions are swapped against those while none is.
 
-One Shoal server under steady load of both kinds in open loops, by default about half of what the engine can do on two
-cores (the share of time it was busy stands in the table). Phases without swaps stand around those in which new versions
-of the classifier, then of the generator, appear in the repository one after the other. No call may fail, and every
-Classify reply must be wholly what one version says. Writes benchmarks/SWAPS.md and benchmarks/out/swaps.json.
+One Shoal server under steady load of both kinds in open loops, by default somewhat more than half of what the engine
+can do on two cores (the share of time it was busy stands in the table). Phases without swaps stand around those in
+which new versions of the classifier, then of the generator, appear in the repository one after the other. No call may
+fail, and every Classify reply must be wholly what one version says. Writes benchmarks/out/swaps.json and, with default
+settings, benchmarks/SWAPS.md.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from benchmarks.servers import ShoalServer, wait_live
 from benchmarks.staging import Staging
 from benchmarks.swap_report import PhaseResult
 
-TEXTS_PER_CALL = 4  # several, so that a reply could be mixed
+TEXTS_PER_CALL = 2  # several, so that a reply could be mixed
 CALL_TIMEOUT_S = 120.0
 PAGE_PATH = Path(__file__).resolve().parent / "SWAPS.md"
 WARMUP = Window(warmup_s=0.0, duration_s=5.0)
@@ -55,7 +56,7 @@ class Phase:
 def main(arguments: list[str] | None = None) -> int:
     """Run and report; the exit code is 1 when a call failed or a reply was mixed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks swaps", description=__doc__)
-    parser.add_argument("--rate", type=float, default=2.5, help="Classify calls a second (default %(default)s)")
+    parser.add_argument("--rate", type=float, default=5.0, help="Classify calls a second (default %(default)s)")
     parser.add_argument("--streams", type=float, default=0.1, help="new streams a second (default %(default)s)")
     parser.add_argument("--phase", type=float, default=80.0, help="seconds of a phase (default %(default)s)")
     parser.add_argument("--swaps", type=int, default=10, help="swaps of the classifier (default %(default)s)")
@@ -80,7 +81,10 @@ def main(arguments: list[str] | None = None) -> int:
     found = uvloop.run(_run(phases, load, options.dtype, console))
     comparisons = swap_report.compare(found)
     console.print(swap_report.table(comparisons))
-    PAGE_PATH.write_text(swap_report.page(comparisons, options.rate, TEXTS_PER_CALL, options.streams))
+    if options == parser.parse_args([]):
+        settings = f"""{options.dtype}, phases of {options.phase:g} s, of which three without swaps; {options.rate:g} \
+Classify calls a second of {TEXTS_PER_CALL} texts each and {options.streams:g} new streams a second"""
+        PAGE_PATH.write_text(swap_report.page(comparisons, settings))
     (folders.OUT / "swaps.json").write_text(json.dumps([dataclasses.asdict(c) for c in comparisons], indent=2) + "\n")
     return 1 if any(comparison.num_failed or comparison.num_mixed for comparison in comparisons) else 0
 
@@ -113,8 +117,8 @@ async def _run_phase(
     busy_s, began_s = await asyncio.to_thread(server.busy_s), time.monotonic()
     swapping = asyncio.create_task(_swap(phase, staging, client))
     classify, generate = await _load(server.address, load, Window(warmup_s=0.0, duration_s=phase.duration_s))
-    num_swaps = await swapping
     busy_share = (await asyncio.to_thread(server.busy_s) - busy_s) / (time.monotonic() - began_s)
+    num_swaps = await swapping
     return PhaseResult(
         name=phase.name, num_swaps=num_swaps, busy_share=busy_share, classify=classify, generate=generate
     )
