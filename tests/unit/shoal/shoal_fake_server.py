@@ -428,12 +428,13 @@ class FakeTrain(Servicer, train_pb2_grpc.TrainServiceServicer):
 
     async def WatchTrainingJob(self, request: Any, context: Any) -> AsyncIterator[train_pb2.WatchTrainingJobResponse]:  # noqa: N802
         await self.enter("WatchTrainingJob", request, context, request.id)
-        for event in job_events()[max(1, request.from_sequence) - 1 :]:
-            if request.id == "job-lost" and event.sequence % 3 == 0 and request.from_sequence != event.sequence:
-                await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection was lost")
-            yield train_pb2.WatchTrainingJobResponse(event=event)
-        if request.id == "job-open":
-            await self.hang()
+        with self.noting():
+            for event in job_events()[max(1, request.from_sequence) - 1 :]:
+                if request.id == "job-lost" and event.sequence % 3 == 0 and request.from_sequence != event.sequence:
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection was lost")
+                yield train_pb2.WatchTrainingJobResponse(event=event)
+            if request.id == "job-open":
+                await asyncio.sleep(60)
 
 
 class FakeServer:

@@ -320,13 +320,15 @@ async def test_closing_a_stream_that_never_began_sends_nothing(server: FakeServe
 
 
 async def test_cancelling_the_reader_cancels_the_stream(server: FakeServer) -> None:
+    began = asyncio.Event()
+
     async def read(client: AsyncClient) -> None:
         async for _ in client.watch_training_job("job-open"):
-            pass
+            began.set()
 
     async with AsyncClient(server.address) as client:
         task = asyncio.create_task(read(client))
-        await asyncio.to_thread(server.record.wait_for_call)
+        await asyncio.wait_for(began.wait(), 10)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
