@@ -33,15 +33,21 @@ def shoal(server: FakeServer, capfd: pytest.CaptureFixture[str], monkeypatch: py
     return run
 
 
+HEAR_CTRL_C = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+
+
 def process(server: FakeServer, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-    """The command, which hears Ctrl-C even where the tests run in a background that ignores it."""
+    """The command, which hears Ctrl-C even where the tests run in a background that ignores it.
+
+    A process of its own restores the signal and then becomes the command: a `preexec_fn` would run Python between
+    fork and exec, and beside gRPC's threads that child sometimes dies or hangs.
+    """
     return subprocess.Popen(
-        [sys.executable, "-m", "shoal.cli", *arguments],
+        [sys.executable, "-c", HEAR_CTRL_C, sys.executable, "-m", "shoal.cli", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "SHOAL_ADDRESS": server.address},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **options,
     )
 
