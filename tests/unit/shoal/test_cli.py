@@ -33,7 +33,11 @@ def shoal(server: FakeServer, capfd: pytest.CaptureFixture[str], monkeypatch: py
     return run
 
 
-HEAR_CTRL_C = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+HEAR_CTRL_C = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 def process(server: FakeServer, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
