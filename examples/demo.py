@@ -277,7 +277,7 @@ def serve_until_interrupted(server: Server) -> None:
     """Print three commands to try and wait for Ctrl-C."""
     console.print(f"\n  Serving on [bold]{server.address}[/], metrics on {server.metrics_url}. In another terminal:\n")
     console.print("    .venv/bin/shoal models list")
-    console.print("    .venv/bin/shoal generate smollm2 --chat 'Why do fish swim in shoals?'")
+    console.print("    .venv/bin/shoal generate smollm2 --chat --temperature 0 'Why do fish swim in shoals?'")
     if (MODELS / TOPICS).exists():
         console.print(f"    echo 'Shares rose after the bank cut rates' | .venv/bin/shoal classify {TOPICS}\n")
     else:

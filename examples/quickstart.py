@@ -11,7 +11,7 @@ with Client("127.0.0.1:50051") as client:
     for result in reply:
         print(result.label, f"{result.score:.2f}", "by version", reply.version)
 
-    with client.stream_generate("smollm2", messages=[("user", "Why do fish swim in shoals?")]) as stream:
+    question = [("user", "Why do fish swim in shoals?")]
+    with client.stream_generate("smollm2", messages=question, temperature=0) as stream:
         for delta in stream:
             print(delta.text, end="", flush=True)
-        print(f"\n[{stream.summary.num_output_tokens} tokens]")

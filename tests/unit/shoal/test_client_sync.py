@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from shoal import AsyncClient, Client, ConfigurationError, NotFoundError
@@ -167,3 +168,13 @@ def test_import_needs_neither_torch_nor_the_server() -> None:
         " 'shoal_models', 'shoal_training'} & set(sys.modules)))"
     )
     assert ended.stdout.strip() == "[]"
+
+
+def test_quickstart_runs_and_is_what_the_readme_shows(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    root = Path(__file__).parents[3]
+    program = (root / "examples/quickstart.py").read_text().partition('"""\n\n')[2]
+    assert f"```python\n{program}```" in (root / "README.md").read_text()
+    exec(program.replace("127.0.0.1:50051", server.address), {})
+    classified, streamed = capsys.readouterr().out.split("\n2:")
+    assert all(" by version " in line for line in classified.splitlines())
+    assert streamed.startswith("Why do fish swim in shoals?")
