@@ -274,19 +274,35 @@ def metrics_table(url: str) -> Table:
 
 
 def serve_until_interrupted(server: Server) -> None:
-    """Print three commands to try and wait for Ctrl-C."""
-    console.print(f"\n  Serving on [bold]{server.address}[/], metrics on {server.metrics_url}. In another terminal:\n")
-    console.print("    .venv/bin/shoal models list")
-    console.print("    .venv/bin/shoal generate smollm2 --chat --temperature 0 'Why do fish swim in shoals?'")
-    if (MODELS / TOPICS).exists():
-        console.print(f"    echo 'Shares rose after the bank cut rates' | .venv/bin/shoal classify {TOPICS}\n")
-    else:
-        console.print("    .venv/bin/shoal models show minilm\n")
-    console.print("  Ctrl-C stops it.")
+    """Wait until the newest version of every model answers, print three commands to try, and wait for Ctrl-C."""
     try:
+        with Client(server.address) as client, console.status("loading the models"):
+            for model in client.list_models():
+                if model.kind != "base":
+                    wait_live(client, model.name, model.versions[0].version)
+        print_commands(server)
         server.process.wait()
     except KeyboardInterrupt:
         server.process.wait(60)
+
+
+def print_commands(server: Server) -> None:
+    """Three commands to try, each of which the server can answer."""
+    console.print(
+        f"\n  Serving on [bold]{server.address}[/], metrics on {server.metrics_url}. In another terminal:\n",
+        soft_wrap=True,
+    )
+    commands = [".venv/bin/shoal models list"]
+    commands.append(
+        ".venv/bin/shoal generate smollm2 --chat --temperature 0 'In one short paragraph: why do fish swim in shoals?'"
+    )
+    if (MODELS / TOPICS).exists():
+        commands.append(f"echo 'Shares rose after the bank cut rates' | .venv/bin/shoal classify {TOPICS}")
+    else:
+        commands.append(".venv/bin/shoal models show minilm")
+    for command in commands:
+        console.print(f"    {command}", soft_wrap=True)
+    console.print("\n  Ctrl-C stops it.")
 
 
 def run_loop(server: Server) -> None:

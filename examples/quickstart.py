@@ -11,7 +11,7 @@ with Client("127.0.0.1:50051") as client:
     for result in reply:
         print(result.label, f"{result.score:.2f}", "by version", reply.version)
 
-    question = [("user", "Why do fish swim in shoals?")]
+    question = [("user", "In one short paragraph: why do fish swim in shoals?")]
     with client.stream_generate("smollm2", messages=question, temperature=0) as stream:
         for delta in stream:
             print(delta.text, end="", flush=True)

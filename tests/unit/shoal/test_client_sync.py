@@ -177,4 +177,4 @@ def test_quickstart_runs_and_is_what_the_readme_shows(server: FakeServer, capsys
     exec(program.replace("127.0.0.1:50051", server.address), {})
     classified, streamed = capsys.readouterr().out.split("\n2:")
     assert all(" by version " in line for line in classified.splitlines())
-    assert streamed.startswith("Why do fish swim in shoals?")
+    assert streamed.startswith("In one short paragraph: why do fish swim in shoals?")
