@@ -32,6 +32,11 @@ class Piece:
     first: int
     end: int
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of logits they yield."""
+        return self.request.num_rows(self.first, self.end)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassifyPlan:
@@ -41,6 +46,11 @@ class ClassifyPlan:
     pieces: tuple[Piece, ...]
     num_sequences: int
     num_tokens: int
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of logits it yields, in the order of its pieces."""
+        return sum(piece.num_rows for piece in self.pieces)
 
 
 @dataclass(slots=True)
@@ -123,14 +133,14 @@ class Batcher:
                 return self._take(version, queue, now_s)
         return None
 
-    def commit(self, plan: ClassifyPlan, logits_SL: NDArray[np.float32]) -> list[ClassifyRequest]:
-        """Give the requests of a plan their logits; returns those that are answered now."""
+    def commit(self, plan: ClassifyPlan, logits_RL: NDArray[np.float32]) -> list[ClassifyRequest]:
+        """Give the requests of a plan their rows of logits; returns those that are answered now."""
         done, row = [], 0
         for piece in plan.pieces:
-            request, num_rows = piece.request, piece.end - piece.first
+            request, num_rows = piece.request, piece.num_rows
             if request.state is not RequestState.ENDED:
-                request.logits.append(logits_SL[row : row + num_rows].tobytes())
-                request.num_done += num_rows
+                request.logits.append(logits_RL[row : row + num_rows].tobytes())
+                request.num_done += piece.end - piece.first
                 if request.num_done == len(request.lengths):
                     self._end(request)
                     done.append(request)

@@ -177,12 +177,12 @@ class Calls:
         if plan is None:
             return False
         try:
-            logits_SL = self._runner.classify(plan)
+            logits_RL = self._runner.classify(plan)
         except Exception as error:
             self._fail(self._batcher.fail(plan), error)
             return True
         ended_s = time.monotonic()
-        for request in self._batcher.commit(plan, logits_SL):
+        for request in self._batcher.commit(plan, logits_RL):
             self._answer(request.key, replies.classify_done(request, ended_s))
         self._turns.charge(_CLASSIFY, ended_s - now_s)
         self._statistics.record(

@@ -2,7 +2,7 @@
 
 Builds packed rows from plans. Knows nothing of queues, deadlines or sockets.
 
-S sequences, T packed tokens, L labels, W wanted rows.
+T packed tokens, R rows of logits (one for each sequence, or for each token), L labels, W wanted rows.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from shoal_server.engine.batcher import ClassifyPlan
 from shoal_server.engine.request import GenerateRequest, VersionKey
 from shoal_server.engine.sampler import Choices, choose
 from shoal_server.engine.scheduler import StepPlan
+
+
+class WrongRows(Exception):
+    """A forward gave another number of rows of logits than its plan asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +72,16 @@ class ModelRunner:
 
     @torch.inference_mode()
     def classify(self, plan: ClassifyPlan) -> NDArray[np.float32]:
-        """Logits (S, L) of a plan's sequences."""
+        """Logits (R, L) of a plan.
+
+        Raises:
+            WrongRows: the model gave more or fewer rows, so that nobody knows which are whose.
+        """
         row = _classify_row(plan, self._device)
-        logits_SL: NDArray[np.float32] = self._classifiers[plan.version].model.logits(row).cpu().numpy()
-        return logits_SL
+        logits_RL: NDArray[np.float32] = self._classifiers[plan.version].model.logits(row).cpu().numpy()
+        if len(logits_RL) != plan.num_rows:
+            raise WrongRows(f"{plan.version} gave {len(logits_RL):,} rows of logits; expected {plan.num_rows:,}")
+        return logits_RL
 
     @torch.inference_mode()
     def generate(self, plan: StepPlan) -> Choices:

@@ -66,6 +66,7 @@ class ClassifyRequest:
     type_starts: list[int]  # first token of the second text, or -1
     order: Order
     received_s: float
+    is_per_token: bool = False  # wants a row of logits for each token instead of one for each sequence
     # state, written by the batcher
     state: RequestState = RequestState.WAITING
     num_planned: int = 0  # sequences that were given to a forward
@@ -77,6 +78,10 @@ class ClassifyRequest:
     def num_unplanned_tokens(self) -> int:
         """Tokens that still wait."""
         return sum(self.lengths[self.num_planned :])
+
+    def num_rows(self, first: int, end: int) -> int:
+        """Rows of logits that the sequences from `first` to before `end` yield."""
+        return sum(self.lengths[first:end]) if self.is_per_token else end - first
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -140,6 +145,7 @@ def classify_request(
         type_starts=call.type_starts,
         order=order_of(call.priority, call.deadline_s, arrival),
         received_s=now_s,
+        is_per_token=manifest.head == "token",
     )
 
 

@@ -220,7 +220,7 @@ class ClassifyDone(Message, frozen=True, kw_only=True):
     """The logits of a `ClassifyCall`."""
 
     request_id: int
-    logits: bytes  # float32, (sequences, outputs), row-major
+    logits: bytes  # float32, row-major: a row of outputs for each sequence, or, with head "token", for each token
     times: EngineTimes
 
 

@@ -28,6 +28,7 @@ def make_classify() -> MakeClassify:
         priority: Priority = Priority.NORMAL,
         deadline_s: float | None = None,
         now_s: float = 0.0,
+        is_per_token: bool = False,
     ) -> ClassifyRequest:
         arrival = next(arrivals)
         return ClassifyRequest(
@@ -38,6 +39,7 @@ def make_classify() -> MakeClassify:
             type_starts=[-1] * len(lengths),
             order=order_of(priority, deadline_s, arrival),
             received_s=now_s,
+            is_per_token=is_per_token,
         )
 
     return make

@@ -57,6 +57,23 @@ def test_a_call_spread_over_forwards_is_answered_once_when_all_have_run(make_cla
     assert queue.num_open(A) == 0
 
 
+def test_a_token_head_gives_every_call_the_rows_of_its_own_tokens(make_classify):
+    """Calls of 3, 2, and 4 + 9 tokens: of the first nine rows 0-2 are the first's, 5-8 the third's, abort or not."""
+    queue = batcher(token_budget=16)
+    first, second, third = (make_classify(lengths, is_per_token=True) for lengths in ([3], [2], [4, 9]))
+    for call in (first, second, third):
+        queue.add(call, 0.0)
+    plan = queue.plan(0.0, may_wait=False)
+    assert (plan.num_sequences, plan.num_tokens, plan.num_rows) == (3, 9, 9)
+    queue.abort(second.key)
+    assert queue.commit(plan, np.arange(9, dtype=np.float32)[:, None]) == [first]
+    plan = queue.plan(0.0, may_wait=False)
+    assert plan.num_rows == 9
+    assert queue.commit(plan, np.arange(10, 19, dtype=np.float32)[:, None]) == [third]
+    assert np.frombuffer(b"".join(first.logits), dtype=np.float32).tolist() == [0, 1, 2]
+    assert np.frombuffer(b"".join(third.logits), dtype=np.float32).tolist() == [5, 6, 7, 8, *range(10, 19)]
+
+
 def test_a_sequence_longer_than_the_budget_goes_alone(make_classify):
     queue = batcher()
     queue.add(make_classify([150]), 0.0)
