@@ -271,6 +271,17 @@ VERSIONS = Row(
             ),
         ),
         Panel(
+            title="Memory of versions",
+            description="Weights as served and KV cache, over all engines.",
+            unit="bytes",
+            queries=(
+                Query(
+                    expr=f"sum by (model, version) (shoal_version_memory_bytes{{{WHERE}}})",
+                    legend="{{model}}@{{version}}",
+                ),
+            ),
+        ),
+        Panel(
             title="Refused versions and restarted processes",
             description="Events within the last hour.",
             unit="short",

@@ -132,6 +132,7 @@ def _read_version(version: model_pb2.ModelVersion) -> types.ModelVersion:
         publish_time=optional_time(version, "publish_time"),
         load_s=optional_seconds(version, "load_duration"),
         weight_bytes=version.weight_bytes,
+        memory_bytes=version.memory_bytes,
         execution=version.execution,
         compute_dtype=version.compute_dtype,
         architecture=version.architecture,

@@ -277,7 +277,8 @@ class ModelVersion:
     labels: tuple[str, ...]
     publish_time: datetime | None
     load_s: float | None  # how long the last load took
-    weight_bytes: int
+    weight_bytes: int  # of its files
+    memory_bytes: int  # that it holds now, weights and KV cache, over all engines
     execution: str  # how the engine runs it, and why
     compute_dtype: str
     architecture: str

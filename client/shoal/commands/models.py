@@ -99,6 +99,7 @@ def _print_model(model: types.Model) -> None:
             ", ".join(version.labels),
             local_time(version.publish_time),
             size(version.weight_bytes) if version.weight_bytes else "",
+            size(version.memory_bytes) if version.memory_bytes else "",
             "" if version.load_s is None else duration(version.load_s),
             version.execution,
             version.compute_dtype,
@@ -107,7 +108,18 @@ def _print_model(model: types.Model) -> None:
         for version in model.versions
     ]
     print_table(
-        (">version", "state", "labels", "published", ">weights", ">load", "execution", "computes in", "evaluation"),
+        (
+            ">version",
+            "state",
+            "labels",
+            "published",
+            ">weights",
+            ">memory",
+            ">load",
+            "execution",
+            "computes in",
+            "evaluation",
+        ),
         rows,
     )
     for version in model.versions:

@@ -27,47 +27,47 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from shoal.v1 import classify_pb2 as shoal_dot_v1_dot_classify__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14shoal/v1/model.proto\x12\x08shoal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17shoal/v1/classify.proto\"\xad\x03\n\x0cModelVersion\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.shoal.v1.VersionState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x30\n\x0cpublish_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rload_duration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cweight_bytes\x18\x07 \x01(\x03\x12\x11\n\texecution\x18\x08 \x01(\t\x12\x15\n\rcompute_dtype\x18\t \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\n \x01(\t\x12\x12\n\nmax_tokens\x18\x0b \x01(\r\x12\x14\n\x0c\x63lass_labels\x18\x0c \x03(\t\x12 \n\x04head\x18\r \x01(\x0e\x32\x12.shoal.v1.HeadKind\x12\x0c\n\x04\x63hat\x18\x0e \x01(\x08\x12\x0e\n\x06job_id\x18\x0f \x01(\t\x12!\n\x07metrics\x18\x10 \x03(\x0b\x32\x10.shoal.v1.Metric\"%\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\"{\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x04kind\x18\x02 \x01(\x0e\x32\x13.shoal.v1.ModelKind\x12(\n\x08versions\x18\x03 \x03(\x0b\x32\x16.shoal.v1.ModelVersion\x12\x17\n\x0f\x64\x65\x66\x61ult_version\x18\x04 \x01(\x03\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x12ListModelsResponse\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.shoal.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x10GetModelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.shoal.v1.Model\"B\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\n\n\x08_version\"<\n\x11LoadModelResponse\x12\'\n\x07version\x18\x01 \x01(\x0b\x32\x16.shoal.v1.ModelVersion\"D\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\n\n\x08_version\"\'\n\x13UnloadModelResponse\x12\x10\n\x08versions\x18\x01 \x03(\x03\":\n\x19\x44\x65leteModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\x1c\n\x1a\x44\x65leteModelVersionResponse\"\x89\x01\n\x14SetModelLabelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x14\n\x07version\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x1d\n\x10\x65xpected_version\x18\x04 \x01(\x03H\x01\x88\x01\x01\x42\n\n\x08_versionB\x13\n\x11_expected_version\"7\n\x15SetModelLabelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.shoal.v1.Model*q\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15MODEL_KIND_CLASSIFIER\x10\x01\x12\x18\n\x14MODEL_KIND_GENERATOR\x10\x02\x12\x13\n\x0fMODEL_KIND_BASE\x10\x03*\xd1\x01\n\x0cVersionState\x12\x1d\n\x19VERSION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17VERSION_STATE_AVAILABLE\x10\x01\x12\x19\n\x15VERSION_STATE_LOADING\x10\x02\x12\x16\n\x12VERSION_STATE_LIVE\x10\x03\x12\x1a\n\x16VERSION_STATE_DRAINING\x10\x04\x12\x1a\n\x16VERSION_STATE_REJECTED\x10\x05\x12\x1a\n\x16VERSION_STATE_UNLOADED\x10\x06\x32\xdf\x03\n\x0cModelService\x12G\n\nListModels\x12\x1b.shoal.v1.ListModelsRequest\x1a\x1c.shoal.v1.ListModelsResponse\x12\x41\n\x08GetModel\x12\x19.shoal.v1.GetModelRequest\x1a\x1a.shoal.v1.GetModelResponse\x12\x44\n\tLoadModel\x12\x1a.shoal.v1.LoadModelRequest\x1a\x1b.shoal.v1.LoadModelResponse\x12J\n\x0bUnloadModel\x12\x1c.shoal.v1.UnloadModelRequest\x1a\x1d.shoal.v1.UnloadModelResponse\x12_\n\x12\x44\x65leteModelVersion\x12#.shoal.v1.DeleteModelVersionRequest\x1a$.shoal.v1.DeleteModelVersionResponse\x12P\n\rSetModelLabel\x12\x1e.shoal.v1.SetModelLabelRequest\x1a\x1f.shoal.v1.SetModelLabelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14shoal/v1/model.proto\x12\x08shoal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17shoal/v1/classify.proto\"\xc3\x03\n\x0cModelVersion\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.shoal.v1.VersionState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x30\n\x0cpublish_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rload_duration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cweight_bytes\x18\x07 \x01(\x03\x12\x11\n\texecution\x18\x08 \x01(\t\x12\x15\n\rcompute_dtype\x18\t \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\n \x01(\t\x12\x12\n\nmax_tokens\x18\x0b \x01(\r\x12\x14\n\x0c\x63lass_labels\x18\x0c \x03(\t\x12 \n\x04head\x18\r \x01(\x0e\x32\x12.shoal.v1.HeadKind\x12\x0c\n\x04\x63hat\x18\x0e \x01(\x08\x12\x0e\n\x06job_id\x18\x0f \x01(\t\x12!\n\x07metrics\x18\x10 \x03(\x0b\x32\x10.shoal.v1.Metric\x12\x14\n\x0cmemory_bytes\x18\x11 \x01(\x03\"%\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\"{\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x04kind\x18\x02 \x01(\x0e\x32\x13.shoal.v1.ModelKind\x12(\n\x08versions\x18\x03 \x03(\x0b\x32\x16.shoal.v1.ModelVersion\x12\x17\n\x0f\x64\x65\x66\x61ult_version\x18\x04 \x01(\x03\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x12ListModelsResponse\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.shoal.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x10GetModelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.shoal.v1.Model\"B\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\n\n\x08_version\"<\n\x11LoadModelResponse\x12\'\n\x07version\x18\x01 \x01(\x0b\x32\x16.shoal.v1.ModelVersion\"D\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\n\n\x08_version\"\'\n\x13UnloadModelResponse\x12\x10\n\x08versions\x18\x01 \x03(\x03\":\n\x19\x44\x65leteModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\x1c\n\x1a\x44\x65leteModelVersionResponse\"\x89\x01\n\x14SetModelLabelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x14\n\x07version\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x1d\n\x10\x65xpected_version\x18\x04 \x01(\x03H\x01\x88\x01\x01\x42\n\n\x08_versionB\x13\n\x11_expected_version\"7\n\x15SetModelLabelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.shoal.v1.Model*q\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15MODEL_KIND_CLASSIFIER\x10\x01\x12\x18\n\x14MODEL_KIND_GENERATOR\x10\x02\x12\x13\n\x0fMODEL_KIND_BASE\x10\x03*\xd1\x01\n\x0cVersionState\x12\x1d\n\x19VERSION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17VERSION_STATE_AVAILABLE\x10\x01\x12\x19\n\x15VERSION_STATE_LOADING\x10\x02\x12\x16\n\x12VERSION_STATE_LIVE\x10\x03\x12\x1a\n\x16VERSION_STATE_DRAINING\x10\x04\x12\x1a\n\x16VERSION_STATE_REJECTED\x10\x05\x12\x1a\n\x16VERSION_STATE_UNLOADED\x10\x06\x32\xdf\x03\n\x0cModelService\x12G\n\nListModels\x12\x1b.shoal.v1.ListModelsRequest\x1a\x1c.shoal.v1.ListModelsResponse\x12\x41\n\x08GetModel\x12\x19.shoal.v1.GetModelRequest\x1a\x1a.shoal.v1.GetModelResponse\x12\x44\n\tLoadModel\x12\x1a.shoal.v1.LoadModelRequest\x1a\x1b.shoal.v1.LoadModelResponse\x12J\n\x0bUnloadModel\x12\x1c.shoal.v1.UnloadModelRequest\x1a\x1d.shoal.v1.UnloadModelResponse\x12_\n\x12\x44\x65leteModelVersion\x12#.shoal.v1.DeleteModelVersionRequest\x1a$.shoal.v1.DeleteModelVersionResponse\x12P\n\rSetModelLabel\x12\x1e.shoal.v1.SetModelLabelRequest\x1a\x1f.shoal.v1.SetModelLabelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shoal.v1.model_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELKIND']._serialized_start=1473
-  _globals['_MODELKIND']._serialized_end=1586
-  _globals['_VERSIONSTATE']._serialized_start=1589
-  _globals['_VERSIONSTATE']._serialized_end=1798
+  _globals['_MODELKIND']._serialized_start=1495
+  _globals['_MODELKIND']._serialized_end=1608
+  _globals['_VERSIONSTATE']._serialized_start=1611
+  _globals['_VERSIONSTATE']._serialized_end=1820
   _globals['_MODELVERSION']._serialized_start=125
-  _globals['_MODELVERSION']._serialized_end=554
-  _globals['_METRIC']._serialized_start=556
-  _globals['_METRIC']._serialized_end=593
-  _globals['_MODEL']._serialized_start=595
-  _globals['_MODEL']._serialized_end=718
-  _globals['_LISTMODELSREQUEST']._serialized_start=720
-  _globals['_LISTMODELSREQUEST']._serialized_end=778
-  _globals['_LISTMODELSRESPONSE']._serialized_start=780
-  _globals['_LISTMODELSRESPONSE']._serialized_end=858
-  _globals['_GETMODELREQUEST']._serialized_start=860
-  _globals['_GETMODELREQUEST']._serialized_end=891
-  _globals['_GETMODELRESPONSE']._serialized_start=893
-  _globals['_GETMODELRESPONSE']._serialized_end=943
-  _globals['_LOADMODELREQUEST']._serialized_start=945
-  _globals['_LOADMODELREQUEST']._serialized_end=1011
-  _globals['_LOADMODELRESPONSE']._serialized_start=1013
-  _globals['_LOADMODELRESPONSE']._serialized_end=1073
-  _globals['_UNLOADMODELREQUEST']._serialized_start=1075
-  _globals['_UNLOADMODELREQUEST']._serialized_end=1143
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=1145
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1184
-  _globals['_DELETEMODELVERSIONREQUEST']._serialized_start=1186
-  _globals['_DELETEMODELVERSIONREQUEST']._serialized_end=1244
-  _globals['_DELETEMODELVERSIONRESPONSE']._serialized_start=1246
-  _globals['_DELETEMODELVERSIONRESPONSE']._serialized_end=1274
-  _globals['_SETMODELLABELREQUEST']._serialized_start=1277
-  _globals['_SETMODELLABELREQUEST']._serialized_end=1414
-  _globals['_SETMODELLABELRESPONSE']._serialized_start=1416
-  _globals['_SETMODELLABELRESPONSE']._serialized_end=1471
-  _globals['_MODELSERVICE']._serialized_start=1801
-  _globals['_MODELSERVICE']._serialized_end=2280
+  _globals['_MODELVERSION']._serialized_end=576
+  _globals['_METRIC']._serialized_start=578
+  _globals['_METRIC']._serialized_end=615
+  _globals['_MODEL']._serialized_start=617
+  _globals['_MODEL']._serialized_end=740
+  _globals['_LISTMODELSREQUEST']._serialized_start=742
+  _globals['_LISTMODELSREQUEST']._serialized_end=800
+  _globals['_LISTMODELSRESPONSE']._serialized_start=802
+  _globals['_LISTMODELSRESPONSE']._serialized_end=880
+  _globals['_GETMODELREQUEST']._serialized_start=882
+  _globals['_GETMODELREQUEST']._serialized_end=913
+  _globals['_GETMODELRESPONSE']._serialized_start=915
+  _globals['_GETMODELRESPONSE']._serialized_end=965
+  _globals['_LOADMODELREQUEST']._serialized_start=967
+  _globals['_LOADMODELREQUEST']._serialized_end=1033
+  _globals['_LOADMODELRESPONSE']._serialized_start=1035
+  _globals['_LOADMODELRESPONSE']._serialized_end=1095
+  _globals['_UNLOADMODELREQUEST']._serialized_start=1097
+  _globals['_UNLOADMODELREQUEST']._serialized_end=1165
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=1167
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=1206
+  _globals['_DELETEMODELVERSIONREQUEST']._serialized_start=1208
+  _globals['_DELETEMODELVERSIONREQUEST']._serialized_end=1266
+  _globals['_DELETEMODELVERSIONRESPONSE']._serialized_start=1268
+  _globals['_DELETEMODELVERSIONRESPONSE']._serialized_end=1296
+  _globals['_SETMODELLABELREQUEST']._serialized_start=1299
+  _globals['_SETMODELLABELREQUEST']._serialized_end=1436
+  _globals['_SETMODELLABELRESPONSE']._serialized_start=1438
+  _globals['_SETMODELLABELRESPONSE']._serialized_end=1493
+  _globals['_MODELSERVICE']._serialized_start=1823
+  _globals['_MODELSERVICE']._serialized_end=2302
 # @@protoc_insertion_point(module_scope)

@@ -41,7 +41,7 @@ VERSION_STATE_REJECTED: VersionState
 VERSION_STATE_UNLOADED: VersionState
 
 class ModelVersion(_message.Message):
-    __slots__ = ("version", "state", "reason", "labels", "publish_time", "load_duration", "weight_bytes", "execution", "compute_dtype", "architecture", "max_tokens", "class_labels", "head", "chat", "job_id", "metrics")
+    __slots__ = ("version", "state", "reason", "labels", "publish_time", "load_duration", "weight_bytes", "execution", "compute_dtype", "architecture", "max_tokens", "class_labels", "head", "chat", "job_id", "metrics", "memory_bytes")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +58,7 @@ class ModelVersion(_message.Message):
     CHAT_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     version: int
     state: VersionState
     reason: str
@@ -74,7 +75,8 @@ class ModelVersion(_message.Message):
     chat: bool
     job_id: str
     metrics: _containers.RepeatedCompositeFieldContainer[Metric]
-    def __init__(self, version: _Optional[int] = ..., state: _Optional[_Union[VersionState, str]] = ..., reason: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., publish_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., load_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., weight_bytes: _Optional[int] = ..., execution: _Optional[str] = ..., compute_dtype: _Optional[str] = ..., architecture: _Optional[str] = ..., max_tokens: _Optional[int] = ..., class_labels: _Optional[_Iterable[str]] = ..., head: _Optional[_Union[_classify_pb2.HeadKind, str]] = ..., chat: bool = ..., job_id: _Optional[str] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ...) -> None: ...
+    memory_bytes: int
+    def __init__(self, version: _Optional[int] = ..., state: _Optional[_Union[VersionState, str]] = ..., reason: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., publish_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., load_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., weight_bytes: _Optional[int] = ..., execution: _Optional[str] = ..., compute_dtype: _Optional[str] = ..., architecture: _Optional[str] = ..., max_tokens: _Optional[int] = ..., class_labels: _Optional[_Iterable[str]] = ..., head: _Optional[_Union[_classify_pb2.HeadKind, str]] = ..., chat: bool = ..., job_id: _Optional[str] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
 
 class Metric(_message.Message):
     __slots__ = ("name", "value")

@@ -14,7 +14,7 @@ from shoal_server.control.conductor import Conductor
 from shoal_server.control.jobs.store import FINAL_STATES, JobStore
 from shoal_server.control.routing import state_of
 from shoal_server.control.series import SeriesTable
-from shoal_server.ipc.messages import VersionState
+from shoal_server.ipc.messages import VersionMemory, VersionState
 
 JOB_STATES = (
     "queued", "validating", "preparing", "running", "evaluating", "publishing", "interrupted",
@@ -35,10 +35,22 @@ def add_versions(table: SeriesTable, conductor: Conductor) -> None:
             if entry.last_load is not None:
                 text = "Time of the last load, verification included."
                 table.gauge("shoal_version_load_seconds", text, labels, entry.last_load.load_s)
+        for load in entry.loads.values():
+            _add_memory(table, labels, load.memory)
     for key, count in sorted(conductor.num_rejections.items()):
         labels = {"model": key.model, "version": str(key.version)}
         table.counter("shoal_version_rejections", "Times that the version was refused.", labels, count)
     table.gauge("shoal_serving", "1 while health says SERVING.", {}, float(conductor.rollout.table.serving))
+
+
+def _add_memory(table: SeriesTable, labels: dict[str, str], memory: VersionMemory) -> None:
+    """What one engine holds; the engines are summed."""
+    text = "Memory that the version holds, by kind: weights as served, and KV cache."
+    table.gauge("shoal_version_memory_bytes", text, {**labels, "kind": "weights"}, memory.weight_bytes)
+    if memory.cache_bytes:
+        table.gauge("shoal_version_memory_bytes", text, {**labels, "kind": "kv_cache"}, memory.cache_bytes)
+    text = "Memory that the version was reckoned to hold, before it was loaded."
+    table.gauge("shoal_version_reckoned_memory_bytes", text, labels, memory.reckoned_bytes)
 
 
 def add_jobs(table: SeriesTable, store: JobStore) -> None:

@@ -82,6 +82,7 @@ def version_status(rollout: Rollout, entry: VersionEntry) -> VersionStatus:
         state=state_of(rollout, entry),
         reason=entry.reason,
         labels=rollout.record_of(key.model).labels_of(key.version),
+        memory_bytes=sum(load.memory.total_bytes for load in entry.loads.values()),
     )
     if manifest := entry.found.manifest:
         status = msgspec.structs.replace(

@@ -1,6 +1,6 @@
 """Makes versions ready to run, and frees them, on a thread of its own that gives way to the compute loop.
 
-A version is verified before a byte of it is interpreted, its memory is found before it is taken, its golden outputs are
+Its memory is found before it is taken, a version is verified before a byte of it is interpreted, its golden outputs are
 met in float32 and as served (both in shoal_models), and it has run once before the compute loop sees it. Whatever goes
 wrong is a refusal with a reason for people; nothing here ends the engine.
 """
@@ -16,10 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from shoal_models.footprint import held_bytes
 from shoal_models.golden import GoldenMismatch
 from shoal_models.load import LoadedClassifier, LoadedGenerator, LoadError, Proven, load_version
 from shoal_models.manifest import Manifest, ManifestError, read_manifest, verify_files
-from shoal_models.memory import NotEnoughMemory, check_memory
+from shoal_models.memory import MemoryNeed, NotEnoughMemory, check_memory
 from shoal_models.packed import PackedRow, PagedCache
 
 from shoal_server.config import GenerateConfig
@@ -28,7 +29,7 @@ from shoal_server.engine.events import Inbox, LoadFailed, VersionFreed, VersionR
 from shoal_server.engine.model_runner import ReadyClassifier, ReadyGenerator, ReadyVersion
 from shoal_server.engine.pacer import Pacer
 from shoal_server.engine.request import VersionKey
-from shoal_server.ipc.messages import LoadVersion
+from shoal_server.ipc.messages import LoadVersion, VersionMemory
 from shoal_server.log import Log
 
 _WARM_UP_TOKENS = 8
@@ -115,21 +116,27 @@ class Loader:
         manifest = read_manifest(path)
         if (manifest.model, manifest.version) != key:
             raise LoadRefused(f"the folder holds {manifest.model}@{manifest.version}")
+        need = self._check_memory(manifest)
         verify_files(path, manifest)
-        self._check_memory(manifest)
         model = load_version(
             path, manifest, dtype=self._device.dtype, device=self._device.torch_device, proven=self._proven
         )
         if isinstance(model, LoadedClassifier):
             _warm_up_classifier(model, self._device.torch_device)
-            return ReadyClassifier(key=key, manifest=manifest, model=model, load_s=time.monotonic() - began_s)
+            memory = _memory(need, model)
+            return ReadyClassifier(
+                key=key, manifest=manifest, model=model, memory=memory, load_s=time.monotonic() - began_s
+            )
         cache = model.new_cache(self._num_blocks(model), self._config.kv_block_tokens)
         _warm_up_generator(model, cache, self._device.torch_device)
-        return ReadyGenerator(key=key, manifest=manifest, model=model, cache=cache, load_s=time.monotonic() - began_s)
+        memory = _memory(need, model, cache.num_bytes)
+        return ReadyGenerator(
+            key=key, manifest=manifest, model=model, cache=cache, memory=memory, load_s=time.monotonic() - began_s
+        )
 
-    def _check_memory(self, manifest: Manifest) -> None:
+    def _check_memory(self, manifest: Manifest) -> MemoryNeed:
         promised_bytes = sum(list(self._handed_over_bytes.values())) + self._promised_bytes()
-        check_memory(
+        return check_memory(
             manifest,
             dtype=self._device.dtype,
             device=self._device.torch_device,
@@ -156,6 +163,11 @@ class Loader:
     def _reclaim(self) -> None:
         gc.collect()
         self._device.give_back()
+
+
+def _memory(need: MemoryNeed, model: LoadedClassifier | LoadedGenerator, cache_bytes: int = 0) -> VersionMemory:
+    reckoned_bytes = need.serving_bytes + need.cache_bytes
+    return VersionMemory(weight_bytes=held_bytes(model), cache_bytes=cache_bytes, reckoned_bytes=reckoned_bytes)
 
 
 def _reason(error: Exception) -> str:

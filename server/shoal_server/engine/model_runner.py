@@ -21,6 +21,7 @@ from shoal_server.engine.batcher import ClassifyPlan
 from shoal_server.engine.request import GenerateRequest, VersionKey
 from shoal_server.engine.sampler import Choices, choose
 from shoal_server.engine.scheduler import StepPlan
+from shoal_server.ipc.messages import VersionMemory
 
 
 class WrongRows(Exception):
@@ -34,6 +35,7 @@ class ReadyClassifier:
     key: VersionKey
     manifest: Manifest
     model: LoadedClassifier
+    memory: VersionMemory
     load_s: float
 
 
@@ -45,6 +47,7 @@ class ReadyGenerator:
     manifest: Manifest
     model: LoadedGenerator
     cache: PagedCache
+    memory: VersionMemory
     load_s: float
 
 

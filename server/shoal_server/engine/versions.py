@@ -129,7 +129,7 @@ class Versions:
                 execution=ready.model.execution,
                 compute_dtype=ready.model.compute_dtype,
                 load_s=ready.load_s,
-                weight_bytes=ready.manifest.weight_bytes,
+                memory=ready.memory,
                 kv_cache_tokens=_cache_tokens(ready),
             )
         )

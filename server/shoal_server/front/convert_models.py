@@ -47,6 +47,7 @@ def version(status: VersionStatus) -> model_pb2.ModelVersion:
         publish_time=timestamp(status.publish_time_s) if status.publish_time_s else None,
         load_duration=duration(status.load_s) if status.load_s else None,
         weight_bytes=status.weight_bytes,
+        memory_bytes=status.memory_bytes,
         execution=status.execution,
         compute_dtype=status.compute_dtype,
         architecture=status.architecture,

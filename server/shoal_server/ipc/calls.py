@@ -30,6 +30,7 @@ class VersionStatus(msgspec.Struct, frozen=True, kw_only=True):
     publish_time_s: float = 0.0  # Unix time
     load_s: float = 0.0
     weight_bytes: int = 0
+    memory_bytes: int = 0  # that it holds now, over all engines
     execution: str = ""
     compute_dtype: str = ""
     architecture: str = ""

@@ -135,6 +135,19 @@ class EngineHello(Message, frozen=True, kw_only=True):
     compute_dtype: str
 
 
+class VersionMemory(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """Bytes that a version holds on one engine's device."""
+
+    weight_bytes: int  # measured once it was loaded, in the form it is served in
+    cache_bytes: int  # of its KV cache, 0 for classifiers; on a CPU taken page by page as it fills
+    reckoned_bytes: int  # what both together were reckoned to be before it was loaded
+
+    @property
+    def total_bytes(self) -> int:
+        """Weights and cache."""
+        return self.weight_bytes + self.cache_bytes
+
+
 class VersionLoaded(Message, frozen=True, kw_only=True):
     """A version is ready to run."""
 
@@ -144,7 +157,7 @@ class VersionLoaded(Message, frozen=True, kw_only=True):
     execution: str  # "packed", or a slower path with its reason
     compute_dtype: str
     load_s: float
-    weight_bytes: int
+    memory: VersionMemory
     kv_cache_tokens: int  # 0 for classifiers
 
 

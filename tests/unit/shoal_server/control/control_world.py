@@ -25,6 +25,7 @@ from shoal_server.ipc.messages import (
     Routing,
     RoutingApplied,
     VersionLoaded,
+    VersionMemory,
     VersionPrepared,
     VersionRefused,
     VersionState,
@@ -195,7 +196,7 @@ def loaded(engine_id: int, key: VersionKey) -> VersionLoaded:
         execution="packed",
         compute_dtype="float32",
         load_s=1.0,
-        weight_bytes=10,
+        memory=VersionMemory(weight_bytes=10, cache_bytes=5, reckoned_bytes=16),
         kv_cache_tokens=0,
     )
 

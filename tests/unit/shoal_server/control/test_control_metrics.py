@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from control_world import World, make_found
 from prometheus_client.parser import text_string_to_metric_families
+from shoal_server.control.conductor import Conductor
 from shoal_server.control.engine_ledger import EngineLedger
 from shoal_server.control.freed import KEEP_SERIES_S, FreedVersions
 from shoal_server.control.metrics_endpoint import MetricsEndpoint
+from shoal_server.control.own_metrics import add_versions
+from shoal_server.control.peers import Peers
+from shoal_server.control.policy import RecordStore
+from shoal_server.control.routing import version_status
 from shoal_server.control.series import FrontLedger, SeriesTable
 from shoal_server.control.versions import VersionKey
 from shoal_server.ipc.messages import (
@@ -264,3 +271,23 @@ async def test_nonsense_on_the_metrics_port_harms_nobody(nonsense: bytes) -> Non
         assert (await fetch(port, "/healthz"))[0] == 200
     finally:
         await endpoint.stop()
+
+
+def test_memory_of_a_version_is_shown_by_kind_and_summed_over_engines(tmp_path: Path) -> None:
+    """Each of the two engines of the world holds 10 bytes of weights and 5 of cache, reckoned at 16."""
+    world = World(num_engines=2)
+    world.publish(make_found("m", 1))
+    world.settle()
+    conductor = Conductor(world.rollout, Peers(), RecordStore(tmp_path), tmp_path, bases_in_use=lambda: ())
+    table = SeriesTable()
+    add_versions(table, conductor)
+    shown = values(table)
+    assert shown["shoal_version_memory_bytes", "m", "1", "weights"] == 20
+    assert shown["shoal_version_memory_bytes", "m", "1", "kv_cache"] == 10
+    assert shown["shoal_version_reckoned_memory_bytes", "m", "1"] == 32
+    assert version_status(world.rollout, world.rollout.entries[VersionKey("m", 1)]).memory_bytes == 30
+    for engine_id in (0, 1):
+        world.engine_down(engine_id)
+    table = SeriesTable()
+    add_versions(table, conductor)
+    assert ("shoal_version_memory_bytes", "m", "1", "weights") not in values(table)

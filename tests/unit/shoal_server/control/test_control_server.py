@@ -87,7 +87,8 @@ async def _engine(startup):
         for message in received:
             subject = {"engine_id": startup.index, "model": message.model, "version": message.version}
             if isinstance(message, m.LoadVersion):
-                facts = {"execution": "packed", "compute_dtype": "float32", "weight_bytes": 1, "kv_cache_tokens": 0}
+                memory = m.VersionMemory(weight_bytes=1, cache_bytes=0, reckoned_bytes=1)
+                facts = {"execution": "packed", "compute_dtype": "float32", "memory": memory, "kv_cache_tokens": 0}
                 channel.send(m.VersionLoaded(load_s=0.1, **subject, **facts))
             else:
                 channel.send(m.VersionUnloaded(**subject))
@@ -127,7 +128,8 @@ class FakeServer:
     def spawn(self) -> subprocess.Popen[str]:
         path = self.folder / "shoal.yaml"
         path.write_text(yaml.safe_dump(self.config))
-        environment = {**os.environ, "PYTHONPATH": str(self.folder), "NOTES": str(self.notes_path), **self.environment}
+        python_path = os.pathsep.join(filter(None, [str(self.folder), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": python_path, "NOTES": str(self.notes_path), **self.environment}
         self.process = subprocess.Popen(
             [sys.executable, "-c", START, str(path), self.front],
             env=environment,

@@ -116,7 +116,11 @@ async def test_the_engine_introduces_itself_and_tells_what_it_loaded(engine, pub
     bert, llama = loaded["bert", 1], loaded["llama", 1]
     assert (bert.execution, bert.kv_cache_tokens) == ("packed", 0)
     assert llama.kv_cache_tokens == 280, "280 tokens of 2 layers x 2 x 2 heads x 8 floats fit the configured bytes"
-    assert bert.weight_bytes == read_manifest(published["bert"].path).weight_bytes
+    bert_file_bytes = read_manifest(published["bert"].path).weight_bytes
+    assert bert.memory.cache_bytes == 0
+    assert bert_file_bytes * 0.8 < bert.memory.weight_bytes < bert_file_bytes * 1.2
+    assert bert.memory.reckoned_bytes == pytest.approx(bert_file_bytes * 1.1, rel=0.01)
+    assert llama.memory.cache_bytes == 280 * 2 * 2 * 2 * 8 * 4
     assert 0 < bert.load_s < 30
 
 

@@ -13,9 +13,10 @@ from shoal_server.config import ClassifyConfig
 from shoal_server.engine.batcher import Batcher, ClassifyPlan
 from shoal_server.engine.model_runner import ModelRunner, ReadyClassifier, WrongRows
 from shoal_server.engine.request import ClassifyRequest, VersionKey, classify_request
-from shoal_server.ipc.messages import ClassifyCall
+from shoal_server.ipc.messages import ClassifyCall, VersionMemory
 
 VERSION = VersionKey("names", 1)
+NOTHING = VersionMemory(weight_bytes=0, cache_bytes=0, reckoned_bytes=0)
 
 
 @dataclass
@@ -32,7 +33,7 @@ class EchoClassifier:
 def runner_with(head: str) -> ModelRunner:
     runner = ModelRunner(torch.device("cpu"))
     model = cast("Any", EchoClassifier(head))
-    runner.adopt(ReadyClassifier(key=VERSION, manifest=manifest(head), model=model, load_s=0.0))
+    runner.adopt(ReadyClassifier(key=VERSION, manifest=manifest(head), model=model, memory=NOTHING, load_s=0.0))
     return runner
 
 
