@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from shoal_models.attention import PACKED, PackedAttentionError
 from shoal_models.compute import Compute, convert, prepack_linears
+from shoal_models.describe import has_token_head
 from shoal_models.manifest import Manifest
 from shoal_models.packed import PackedRow
 from shoal_models.plan import AttentionPlan
@@ -36,16 +37,17 @@ class LoadedClassifier:
         self._head = _head_alone(model, self._body)
         names = set(inspect.signature(self._body.forward).parameters)
         self._takes_types = "token_type_ids" in names and getattr(model.config, "type_vocab_size", 2) > 1
+        self._is_token_head = has_token_head(type(model).__name__)
         self._num_calls = int(model.config.num_hidden_layers)
         self._pools_mean = getattr(model.config, "classifier_pooling", "cls") == "mean"
         self._padding_id = _offset_padding_id(model)
         model.set_attn_implementation(PACKED)
 
     def logits(self, row: PackedRow) -> Tensor:
-        """Logits (S, L), float32, on the model's device."""
+        """Logits, float32, on the model's device: (T, L) of a token head, (S, L) of all others."""
         with torch.inference_mode():
-            logits_SL = self._packed(row) if self.execution == PACKED_EXECUTION else self._one_by_one(row)
-            return logits_SL.float()
+            logits = self._packed(row) if self.execution == PACKED_EXECUTION else self._one_by_one(row)
+            return logits.float()
 
     def run_one_by_one(self, reason: str, attention: str) -> None:
         """Give up packing: from now on transformers' own forward, with its own `attention`, for each sequence."""
@@ -65,6 +67,13 @@ class LoadedClassifier:
         hidden_TE = self._body(**self._inputs(row), packed_plan=plan).last_hidden_state[0]
         if plan.num_calls != self._num_calls:
             raise PackedAttentionError(f"{plan.num_calls} calls of packed attention; {self._num_calls} expected")
+        return self._head_logits(row, hidden_TE)
+
+    def _head_logits(self, row: PackedRow, hidden_TE: Tensor) -> Tensor:
+        """From what a body made of a row to logits."""
+        if self._is_token_head:
+            logits_TL: Tensor = self._head(inputs_embeds=hidden_TE[None]).logits[0]
+            return logits_TL
         logits_SL: Tensor = self._head(inputs_embeds=self._pool(row, hidden_TE)[:, None]).logits
         return logits_SL
 
@@ -91,7 +100,7 @@ class LoadedClassifier:
             if self._takes_types and row.type_ids_T is not None:
                 inputs["token_type_ids"] = row.type_ids_T[None, start:end]
             found.append(self._model(**inputs).logits[0])
-        return torch.stack(found)
+        return torch.cat(found) if self._is_token_head else torch.stack(found)
 
 
 class _HasRun(nn.Module):
@@ -103,7 +112,7 @@ class _HasRun(nn.Module):
         self._activation = getattr(body, "pooler_activation", None)
 
     def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> BaseModelOutputWithPooling:
-        """`inputs_embeds` is (S, 1, E): one pooled row for each sequence."""
+        """`inputs_embeds` is (S, 1, E), one pooled row for each sequence, or (1, T, E) for a token head."""
         pooled = None
         if isinstance(self._pooler, nn.Linear) and self._activation is not None:  # ALBERT
             pooled = self._activation(self._pooler(inputs_embeds[:, 0]))

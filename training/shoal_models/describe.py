@@ -7,7 +7,10 @@ from typing import Any
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-CLASSIFIER_SUFFIX = "ForSequenceClassification"
+_SEQUENCE_HEAD = "ForSequenceClassification"
+_TOKEN_HEAD = "ForTokenClassification"  # noqa: S105
+_NEXT_SENTENCE_HEAD = "ForNextSentencePrediction"
+_NEXT_SENTENCE_LABELS = ("is_next", "not_next")  # in the order of the pretraining of all of them
 _GENERATORS = frozenset(
     name
     for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
@@ -41,7 +44,7 @@ class Description:
 
 def kind_of(architecture: str) -> str:
     """What a model of this class can be asked for: "classifier", "generator" or "base"."""
-    if architecture.endswith(CLASSIFIER_SUFFIX):
+    if architecture.endswith((_SEQUENCE_HEAD, _TOKEN_HEAD, _NEXT_SENTENCE_HEAD)):
         return "classifier"
     is_encoder = architecture.startswith(_ENCODERS_AMONG_THEM)
     return "generator" if architecture in _GENERATORS and not is_encoder else "base"
@@ -53,8 +56,8 @@ def describe(model: Any, tokenizer: Any, kind: str) -> Description:
     return Description(
         family=_family(config, type(model).__name__),
         architecture=type(model).__name__,
-        head=head_of(config) if kind == "classifier" else "",
-        labels=labels_of(config) if kind == "classifier" else (),
+        head=head_of(model) if kind == "classifier" else "",
+        labels=labels_of(model) if kind == "classifier" else (),
         max_tokens=max_tokens_of(model, tokenizer),
         vocabulary_size=int(config.vocab_size),
         chat=kind == "generator" and bool(getattr(tokenizer, "chat_template", None)),
@@ -62,15 +65,34 @@ def describe(model: Any, tokenizer: Any, kind: str) -> Description:
     )
 
 
-def labels_of(config: Any) -> tuple[str, ...]:
+def labels_of(model: Any) -> tuple[str, ...]:
     """Names by label id."""
+    config = model.config
+    if has_next_sentence_head(type(model).__name__):  # its two outputs are no matter of the configuration
+        names = tuple(str(name) for _, name in sorted(config.id2label.items()))
+        return names if len(names) == 2 and "LABEL_0" not in names else _NEXT_SENTENCE_LABELS
     return tuple(str(config.id2label[i]) for i in range(int(config.num_labels)))
 
 
-def head_of(config: Any) -> str:
+def head_of(model: Any) -> str:
     """What the logits of a classifier mean."""
-    default = "regression" if int(config.num_labels) == 1 else "single_label"
-    return _HEADS.get(getattr(config, "problem_type", None) or "", default)
+    architecture = type(model).__name__
+    if has_token_head(architecture):
+        return "token"
+    if has_next_sentence_head(architecture):
+        return "single_label"
+    default = "regression" if int(model.config.num_labels) == 1 else "single_label"
+    return _HEADS.get(getattr(model.config, "problem_type", None) or "", default)
+
+
+def has_token_head(architecture: str) -> bool:
+    """Whether models of this class label every token."""
+    return architecture.endswith(_TOKEN_HEAD)
+
+
+def has_next_sentence_head(architecture: str) -> bool:
+    """Whether models of this class tell if the second text follows the first."""
+    return architecture.endswith(_NEXT_SENTENCE_HEAD)
 
 
 def max_tokens_of(model: Any, tokenizer: Any) -> int:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from shoal_models.classifier import LoadedClassifier
+from shoal_models.describe import has_token_head
 from shoal_models.generator import LoadedGenerator
 from shoal_models.manifest import GOLDEN_NAME, Golden, Manifest
 from shoal_models.packed import PackedRow, pack
@@ -46,8 +47,7 @@ def record_golden(
         sequences = [list(ids[:MAX_DATA_TOKENS]) for ids in inputs[:NUM_INPUTS] if ids]
     else:
         sequences = made_up_sequences(SYNTHETIC_LENGTHS, int(model.config.vocab_size), avoid_ids)
-    answers = plain_logits(model, sequences)
-    logits = _last(answers)
+    logits = _golden_logits(model, sequences)
     np.savez(
         folder / GOLDEN_NAME,
         ids=np.concatenate([np.asarray(ids, dtype=np.int32) for ids in sequences]),
@@ -72,7 +72,7 @@ def check_golden(loaded: LoadedClassifier | LoadedGenerator, path: Path, manifes
     """
     if manifest.golden is None:
         raise GoldenMismatch(f"{manifest.model}@{manifest.version} has no golden outputs")
-    sequences, expected = _read(path / GOLDEN_NAME)
+    sequences, expected = _read(path / GOLDEN_NAME, is_token_head=manifest.head == "token")
     exact = loaded.compute_dtype == "float32"
     tolerance = manifest.golden.fp32_tolerance if exact else manifest.golden.serving_tolerance
     found = _logits(loaded, sequences).cpu()
@@ -86,10 +86,12 @@ def check_golden(loaded: LoadedClassifier | LoadedGenerator, path: Path, manifes
             )
 
 
-def _last(answers: list[Tensor]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """A classifier's logits, a generator's logits after the last token."""
-    stacked = torch.stack([answer if answer.dim() == 1 else answer[-1] for answer in answers])
-    return stacked.float().cpu().numpy()
+def _golden_logits(model: Any, sequences: list[list[int]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """What the plain forward answers, in the archive's layout."""
+    answers = plain_logits(model, sequences)
+    if has_token_head(type(model).__name__):
+        return torch.cat(answers).cpu().numpy()
+    return torch.stack([answer if answer.dim() == 1 else answer[-1] for answer in answers]).cpu().numpy()
 
 
 def _rounding_error(model: Any, sequences: list[list[int]], logits: np.ndarray[Any, np.dtype[np.float32]]) -> float:
@@ -102,19 +104,20 @@ def _rounding_error(model: Any, sequences: list[list[int]], logits: np.ndarray[A
     try:
         for weight, data in zip(weights, rounded, strict=True):
             weight.data = data
-        return float(np.abs(_last(plain_logits(model, sequences)) - logits).max())
+        return float(np.abs(_golden_logits(model, sequences) - logits).max())
     finally:
         for weight, data in zip(weights, originals, strict=True):
             weight.data = data
 
 
-def _read(file: Path) -> tuple[list[list[int]], Tensor]:
+def _read(file: Path, *, is_token_head: bool) -> tuple[list[list[int]], Tensor]:
     try:
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as archive:
             ids, lengths, logits = archive["ids"], archive["lengths"], archive["logits"]
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise GoldenMismatch(f"{GOLDEN_NAME} is unreadable: {type(error).__name__}") from None
-    if int(lengths.sum()) != len(ids) or len(lengths) != len(logits) or len(lengths) == 0:
+    num_rows = len(ids) if is_token_head else len(lengths)
+    if int(lengths.sum()) != len(ids) or num_rows != len(logits) or len(lengths) == 0:
         raise GoldenMismatch(f"{GOLDEN_NAME} contradicts itself")
     parts = np.split(ids, np.cumsum(lengths)[:-1])
     return [part.tolist() for part in parts], torch.from_numpy(logits.astype(np.float32))

@@ -11,7 +11,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from shoal_models.describe import kind_of
+from shoal_models.describe import has_next_sentence_head, has_token_head, kind_of, labels_of
 from shoal_models.load import LoadError, silence_progress_bars
 from shoal_models.manifest import Manifest, ManifestError, check_name
 from shoal_models.save import PublishError, publish_model
@@ -150,12 +150,16 @@ def _set_head(model: Any, kind: str, labels: Sequence[str] | None, head: str | N
             raise ImportRefused(f"labels and head belong to classifiers; this is a {kind}")
         return
     if head is not None:
+        architecture = type(model).__name__
+        if has_token_head(architecture) or has_next_sentence_head(architecture):
+            raise ImportRefused(f"the head of a {architecture} cannot be another; {head!r} given")
         if head not in _PROBLEMS:
             raise ImportRefused(f"a head is {', '.join(_PROBLEMS)}, not {head!r}")
         model.config.problem_type = _PROBLEMS[head]
     if labels:
-        if len(labels) != model.config.num_labels or len(set(labels)) != len(labels):
-            raise ImportRefused(f"{len(set(labels))} different labels given; the model has {model.config.num_labels}")
+        num_labels = len(labels_of(model))
+        if len(labels) != num_labels or len(set(labels)) != len(labels):
+            raise ImportRefused(f"{len(set(labels))} different labels given; the model has {num_labels}")
         model.config.id2label = dict(enumerate(labels))
         model.config.label2id = {label: index for index, label in enumerate(labels)}
 

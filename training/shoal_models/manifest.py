@@ -55,7 +55,8 @@ class Golden:
     """How `golden.npz` was made and how closely it must be met.
 
     The archive holds `ids` (int32, all inputs one after the other), `lengths` (int32, one for each input) and `logits`
-    (float32, (inputs, outputs)): a classifier's logits, a generator's logits after the last token.
+    (float32, (rows, outputs)): a classifier's logits, one row for each input; of a token head one row for every token
+    of all inputs, in their order; a generator's logits after the last token of each input.
     """
 
     source: str  # "synthetic" or "data"
@@ -72,7 +73,7 @@ class Manifest:
     kind: str  # "classifier", "generator" or "base"
     family: str  # "encoder" or "decoder"
     architecture: str  # such as "BertForSequenceClassification"
-    head: str = ""  # classifiers: "single_label", "multi_label" or "regression"
+    head: str = ""  # classifiers: "single_label", "multi_label", "regression", or "token": labels for every token
     labels: tuple[str, ...] = ()  # classifiers: names by label id
     max_tokens: int  # most tokens of one sequence, special tokens included
     vocabulary_size: int

@@ -50,7 +50,10 @@ def made_up_sequences(lengths: tuple[int, ...], vocabulary_size: int, avoid: fro
 
 
 def plain_logits(model: Any, sequences: list[list[int]]) -> list[Tensor]:
-    """What transformers' own forward answers to each: a classifier's (labels,), a generator's (tokens, V)."""
+    """What transformers' own forward answers to each.
+
+    A classifier gives (labels,), one with a token head (tokens, labels), a generator (tokens, V).
+    """
     device = next(model.parameters()).device
     with torch.inference_mode():
         return [model(input_ids=torch.tensor([ids], device=device)).logits[0].float() for ids in sequences]
@@ -84,7 +87,7 @@ def probe_classifier(loaded: LoadedClassifier, sequences: list[list[int]], expec
         found = loaded.logits(pack(sequences, device=device))
     except Exception as error:
         raise ProbeFailure(_first_line(error)) from error
-    _compare(found, torch.stack(expected))
+    _compare(found, torch.stack(expected) if expected[0].dim() == 1 else torch.cat(expected))
 
 
 def probe_generator(loaded: LoadedGenerator, sequences: list[list[int]], expected: list[Tensor]) -> None:
