@@ -59,7 +59,7 @@ def describe(model: Any, tokenizer: Any, kind: str) -> Description:
         head=head_of(model) if kind == "classifier" else "",
         labels=labels_of(model) if kind == "classifier" else (),
         max_tokens=max_tokens_of(model, tokenizer),
-        vocabulary_size=int(config.vocab_size),
+        vocabulary_size=int(config.get_text_config().vocab_size),
         chat=kind == "generator" and bool(getattr(tokenizer, "chat_template", None)),
         eos_token_ids=eos_token_ids_of(model, tokenizer) if kind == "generator" else (),
     )

@@ -20,7 +20,7 @@ from shoal_models.describe import has_token_head
 from shoal_models.generator import LoadedGenerator
 from shoal_models.manifest import GOLDEN_NAME, Golden, Manifest
 from shoal_models.packed import PackedRow, pack
-from shoal_models.probe import made_up_sequences, plain_logits
+from shoal_models.probe import end_id_of, made_up_sequences, plain_logits
 
 NUM_INPUTS = 8
 SYNTHETIC_LENGTHS = (4, 24, 9, 6, 17, 12, 5, 20)
@@ -46,7 +46,12 @@ def record_golden(
     if inputs:
         sequences = [list(ids[:MAX_DATA_TOKENS]) for ids in inputs[:NUM_INPUTS] if ids]
     else:
-        sequences = made_up_sequences(SYNTHETIC_LENGTHS, int(model.config.vocab_size), avoid_ids)
+        size = int(model.config.get_text_config().vocab_size)
+        sequences = made_up_sequences(SYNTHETIC_LENGTHS, size, avoid_ids)
+    end_id = end_id_of(model.config)
+    if end_id is not None:
+        for sequence in sequences:
+            sequence[-1] = end_id
     logits = _golden_logits(model, sequences)
     np.savez(
         folder / GOLDEN_NAME,

@@ -1,9 +1,9 @@
-"""Loads a published version so that it runs packed rows, or refuses it with a reason.
+"""Loads a published version so that it runs in the fastest way that is right, or refuses it with a reason.
 
-Weights are read once, in float32, from safetensors; then comes the probe of packed rows, the golden outputs in float32,
-the cast to what is served, and the golden outputs again. Whoever loads version after version keeps a `Proven`, which
-saves probing a configuration twice. Meant for a background thread of a live engine: weights are read and computed in
-small pieces that leave the GIL, and nothing global is switched but transformers' progress bars.
+Weights are read once, in float32, from safetensors; then comes the probe of how sequences can run together, the golden
+outputs in float32, the cast to what is served, and the golden outputs again. Whoever loads version after version keeps
+a `Proven`, which saves probing a configuration twice. Meant for a background thread of a live engine: weights are read
+and computed in small pieces that leave the GIL, and nothing global is switched but transformers' progress bars.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import transformers
 from safetensors import SafetensorError
 
 from shoal_models.classifier import LoadedClassifier
+from shoal_models.classifier_probe import choose_execution
 from shoal_models.compute import Compute, ComputeError, choose_compute
+from shoal_models.execution import Execution
 from shoal_models.generator import LoadedGenerator
 from shoal_models.golden import GoldenMismatch, check_golden
 from shoal_models.manifest import Manifest
@@ -25,7 +27,6 @@ from shoal_models.probe import (
     ProbeFailure,
     cache_shape,
     plain_logits,
-    probe_classifier,
     probe_generator,
     probe_sequences,
 )
@@ -51,22 +52,18 @@ class LoadError(Exception):
 
 
 class Proven:
-    """Configurations that packed rows were seen to compute rightly; the golden outputs then check the weights."""
+    """What the probe found out of configurations: the golden outputs then check that it holds for other weights."""
 
     def __init__(self) -> None:
-        self._shapes: dict[str, CacheShape | None] = {}
+        self._found: dict[str, CacheShape | Execution] = {}
 
-    def has(self, manifest: Manifest) -> bool:
-        """Whether a version with this architecture and configuration has been through the probe."""
-        return _configuration(manifest) in self._shapes
+    def of(self, manifest: Manifest) -> CacheShape | Execution | None:
+        """What a version with this architecture and configuration was found to be; None: there was none."""
+        return self._found.get(_configuration(manifest))
 
-    def shape(self, manifest: Manifest) -> CacheShape | None:
-        """What its cache is like, if it has one."""
-        return self._shapes[_configuration(manifest)]
-
-    def add(self, manifest: Manifest, shape: CacheShape | None) -> None:
-        """Note that the probe was passed."""
-        self._shapes[_configuration(manifest)] = shape
+    def add(self, manifest: Manifest, found: CacheShape | Execution) -> None:
+        """Note how a classifier runs, or what a generator's cache is like."""
+        self._found[_configuration(manifest)] = found
 
 
 def load_version(
@@ -88,7 +85,7 @@ def load_version(
         raise LoadError(
             f"{manifest.model}@{manifest.version} is a {manifest.kind}, which is trained from and not served"
         )
-    if proven is not None and proven.has(manifest):
+    if proven is not None and proven.of(manifest):
         try:
             return _load(path, manifest, compute, device, proven)
         except GoldenMismatch:  # maybe these weights, unlike the earlier ones, need the slower path: ask the probe
@@ -148,29 +145,21 @@ def open_model(path: Path, architecture: str) -> Any:
 
 
 def _classifier(model: Any, manifest: Manifest, proven: Proven) -> LoadedClassifier:
-    attention = str(model.config._attn_implementation)  # noqa: SLF001
-    if proven.has(manifest):
-        return LoadedClassifier(model, manifest)
-    sequences = probe_sequences(model, decoder=False)
-    expected = plain_logits(model, sequences)
     loaded = LoadedClassifier(model, manifest)
-    if hasattr(model, "score"):
-        loaded.run_one_by_one("its head reads the last token", attention)
-        return loaded
-    try:
-        probe_classifier(loaded, sequences, expected)
-    except ProbeFailure as failure:
-        loaded.run_one_by_one(str(failure), attention)
+    known = proven.of(manifest)
+    if isinstance(known, Execution):
+        loaded.run(known)
     else:
-        proven.add(manifest, None)
+        proven.add(manifest, choose_execution(loaded, model))
     return loaded
 
 
 def _generator(model: Any, manifest: Manifest, proven: Proven) -> LoadedGenerator:
-    if proven.has(manifest) and (known := proven.shape(manifest)):
+    known = proven.of(manifest)
+    if isinstance(known, CacheShape):
         return LoadedGenerator(model, manifest, known)
     try:
-        sequences = probe_sequences(model, decoder=True)
+        sequences = probe_sequences(model)
         shape = cache_shape(model, sequences)
         expected = plain_logits(model, sequences)
         loaded = LoadedGenerator(model, manifest, shape)

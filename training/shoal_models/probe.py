@@ -1,8 +1,8 @@
-"""Finds out, at load, whether packed rows compute what a model's plain forward computes.
+"""Finds out, at load, whether packed rows compute what a generator's plain forward computes.
 
 V vocabulary. Made-up sequences of unlike lengths go through transformers' own forward one by one and through packed
-rows (decoders: in chunks that interleave, over shuffled cache blocks); the answers have to agree and every layer has to
-have called packed attention. What fails is never served packed.
+rows, in chunks that interleave, over shuffled cache blocks; the answers have to agree and every layer has to have
+called packed attention. What fails is never served. Classifiers have a probe of their own, see classifier_probe.py.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoal_models.classifier import LoadedClassifier
 from shoal_models.generator import LoadedGenerator
-from shoal_models.packed import CacheShape, PackedRow, PagedCache, pack
+from shoal_models.packed import CacheShape, PackedRow, PagedCache
 
-_ENCODER_LENGTHS = (7, 3, 12, 4, 9)
 _DECODER_LENGTHS = (5, 11, 14)
 _BLOCK_TOKENS = 4
 _CHUNKS = (  # for each step: how many tokens of which sequence
@@ -31,7 +29,7 @@ _RELATIVE_TOLERANCE = 1e-4
 
 
 class ProbeFailure(Exception):
-    """Packed rows do not work for this model; the message says how that showed."""
+    """Sequences cannot run together in this way; the message says how that showed."""
 
 
 def made_up_sequences(lengths: tuple[int, ...], vocabulary_size: int, avoid: frozenset[int]) -> list[list[int]]:
@@ -80,16 +78,6 @@ def cache_shape(model: Any, sequences: list[list[int]]) -> CacheShape:
     return CacheShape(num_layers=len(layers), num_heads=shape[1], head_size=shape[3])
 
 
-def probe_classifier(loaded: LoadedClassifier, sequences: list[list[int]], expected: list[Tensor]) -> None:
-    """Raises ProbeFailure unless the packed row gives the plain answers."""
-    device = expected[0].device
-    try:
-        found = loaded.logits(pack(sequences, device=device))
-    except Exception as error:
-        raise ProbeFailure(_first_line(error)) from error
-    _compare(found, torch.stack(expected) if expected[0].dim() == 1 else torch.cat(expected))
-
-
 def probe_generator(loaded: LoadedGenerator, sequences: list[list[int]], expected: list[Tensor]) -> None:
     """Raises ProbeFailure unless chunks over the paged cache give the plain answers."""
     device = expected[0].device
@@ -104,20 +92,30 @@ def probe_generator(loaded: LoadedGenerator, sequences: list[list[int]], expecte
         try:
             found = loaded.logits(row, torch.arange(row.starts[-1], device=device))
         except Exception as error:
-            raise ProbeFailure(_first_line(error)) from error
-        _compare(found, torch.cat([expected[i][done[i] : done[i] + new] for i, new in chunks]))
+            raise ProbeFailure(first_line(error)) from error
+        compare(found, torch.cat([expected[i][done[i] : done[i] + new] for i, new in chunks]))
         for i, new in chunks:
             done[i] += new
     assert done == [len(ids) for ids in sequences], "the chunks cover the sequences"
 
 
-def probe_sequences(model: nn.Module, *, decoder: bool) -> list[list[int]]:
-    """The made-up sequences for a model."""
+def probe_sequences(model: nn.Module) -> list[list[int]]:
+    """The made-up sequences for a generator."""
     config: Any = model.config
-    names = ("pad_token_id", "eos_token_id", "bos_token_id")
-    avoid = frozenset(value for name in names if isinstance(value := getattr(config, name, None), int))
-    lengths = _DECODER_LENGTHS if decoder else _ENCODER_LENGTHS
-    return made_up_sequences(lengths, int(config.vocab_size), avoid)
+    return made_up_sequences(_DECODER_LENGTHS, int(config.vocab_size), frozenset(special_ids(config)))
+
+
+def special_ids(config: Any) -> list[int]:
+    """The ids to which a configuration gives a meaning, such as padding or the end of a sequence; sorted."""
+    values = [value for name, value in vars(config).items() if name.endswith("_token_id")]
+    size = int(config.vocab_size)
+    return sorted({value for value in values if type(value) is int and 0 <= value < size})
+
+
+def end_id_of(config: Any) -> int | None:
+    """The token that every sequence of an encoder-decoder must end with, since its classifiers read there."""
+    end_id = getattr(config, "eos_token_id", None)
+    return end_id if config.is_encoder_decoder and isinstance(end_id, int) else None
 
 
 def _chunk_row(
@@ -143,15 +141,17 @@ def _chunk_row(
     )
 
 
-def _compare(found: Tensor, expected: Tensor) -> None:
+def compare(found: Tensor, expected: Tensor) -> None:
+    """Raises ProbeFailure unless both answers are the same but for rounding."""
     if found.shape != expected.shape:
-        raise ProbeFailure(f"packed logits have shape {tuple(found.shape)}; {tuple(expected.shape)} expected")
+        raise ProbeFailure(f"its answers have the shape {tuple(found.shape)}; {tuple(expected.shape)} one by one")
     largest = float(expected.abs().max())
     difference = float((found - expected).abs().max())
     if not difference <= _RELATIVE_TOLERANCE * (1 + largest):  # NaN fails too
-        raise ProbeFailure(f"packed logits differ by {difference:.2g} from one by one ones")
+        raise ProbeFailure(f"its answers differ by {difference:.2g} from those one by one")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What went wrong, in one line."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:200] if text else ''}"

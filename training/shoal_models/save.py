@@ -21,7 +21,8 @@ from shoal_models import manifest as manifests
 from shoal_models.describe import Description, describe
 from shoal_models.golden import record_golden
 from shoal_models.load import open_model, silence_progress_bars
-from shoal_models.manifest import Manifest
+from shoal_models.manifest import Golden, Manifest
+from shoal_models.probe import first_line
 from shoal_models.tokenizer import write_tokenizer
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
@@ -68,9 +69,7 @@ def publish_model(
         golden = None
         reopened = open_model(folder, draft.architecture)
         if draft.kind != "base":
-            golden = record_golden(
-                reopened, folder, avoid_ids=frozenset(tokenizer.all_special_ids), inputs=golden_inputs
-            )
+            golden = _record_golden(reopened, tokenizer, folder, golden_inputs)
         for file in folder.iterdir():
             file.chmod(_READABLE)
         return dataclasses.replace(draft, golden=golden)
@@ -91,6 +90,13 @@ def _complete(manifest: Manifest, found: Description) -> Manifest:
         eos_token_ids=manifest.eos_token_ids or found.eos_token_ids,
         packages=manifest.packages or {name: importlib.metadata.version(name) for name in _PACKAGES},
     )
+
+
+def _record_golden(model: Any, tokenizer: Any, folder: Path, inputs: Sequence[Sequence[int]] | None) -> Golden:
+    try:
+        return record_golden(model, folder, avoid_ids=frozenset(tokenizer.all_special_ids), inputs=inputs)
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise PublishError(f"{type(model).__name__} does not run on token ids alone: {first_line(error)}") from error
 
 
 def _write_weights(model: Any, folder: Path, dtype: torch.dtype) -> None:

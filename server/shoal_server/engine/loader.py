@@ -189,6 +189,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 @torch.inference_mode()
 def _warm_up_classifier(model: LoadedClassifier, device: torch.device) -> None:
     ids_T = torch.zeros(_WARM_UP_TOKENS, dtype=torch.int64, device=device)
+    if model.end_id is not None:
+        ids_T[-1] = model.end_id
     positions_T = torch.arange(_WARM_UP_TOKENS, device=device)
     _check_finite(model.logits(PackedRow(ids_T=ids_T, positions_T=positions_T, starts=(0, _WARM_UP_TOKENS))))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from shoal_models.classifier_probe import choose_execution
+from shoal_models.execution import Execution
 from shoal_models.golden import GoldenMismatch, check_golden, record_golden
 from shoal_models.load import Proven, load_version
 from shoal_models.manifest import GOLDEN_NAME
@@ -144,7 +147,9 @@ def test_what_is_proven_saves_the_probe_and_not_the_golden_outputs(
     published: Published = request.getfixturevalue(kind)
     proven = Proven()
     probed = []
-    monkeypatch.setattr("shoal_models.load.plain_logits", lambda *given: probed.append(1) or plain_logits(*given))
+    for probe in (choose_execution, plain_logits):
+        counted = functools.partial(lambda probe, *given: probed.append(1) or probe(*given), probe)
+        monkeypatch.setattr(f"shoal_models.load.{probe.__name__}", counted)
     for _ in range(2):
         load_version(published.path, published.manifest, dtype=torch.float32, device=CPU, proven=proven)
     assert len(probed) == 1
@@ -161,6 +166,6 @@ def test_another_configuration_is_probed_though_the_architecture_is_proven(publi
         config = CLASSIFIERS["Bert"]()
         config.num_attention_heads = heads
         published = publish(tiny_model("BertForSequenceClassification", config), "classifier", name=f"heads-{heads}")
-        assert not proven.has(published.manifest)
+        assert proven.of(published.manifest) is None
         load_version(published.path, published.manifest, dtype=torch.float32, device=CPU, proven=proven)
-        assert proven.has(published.manifest)
+        assert proven.of(published.manifest) == Execution(way="packed")

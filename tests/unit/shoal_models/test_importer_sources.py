@@ -50,7 +50,7 @@ def test_a_classifier_is_told_by_its_architecture(tmp_path: Path, bert: Path) ->
     assert (manifest.kind, manifest.family) == ("classifier", "encoder")
     assert manifest.architecture == "BertForSequenceClassification"
     assert (manifest.head, manifest.labels) == ("single_label", ("a", "b", "c"))
-    assert (manifest.max_tokens, manifest.vocabulary_size, manifest.weight_dtype) == (80, 120, "float32")
+    assert (manifest.max_tokens, manifest.vocabulary_size, manifest.weight_dtype) == (160, 120, "float32")
     assert manifest.source == "folder:bert"
     path = tmp_path / "models" / "topics" / "1"
     manifests.verify_files(path, manifests.read_manifest(path))
@@ -80,12 +80,12 @@ def test_a_generator_keeps_its_number_type_or_is_stored_in_another_with_all_its_
 
 
 def test_roberta_counts_its_positions_from_behind_the_padding_id(tmp_path: Path, tokenizer: Any) -> None:
-    """80 embeddings less those of ids 0 and 1, where 1 is the padding id."""
+    """160 embeddings less those of ids 0 and 1, where 1 is the padding id."""
     folder = tmp_path / "roberta"
     tiny_model("RobertaForSequenceClassification", CLASSIFIERS["Roberta"]()).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     manifest = import_model("r", str(folder), tmp_path / "models", head="multi_label")
-    assert manifest.max_tokens == 78
+    assert manifest.max_tokens == 158
     assert manifest.head == "multi_label"
     loaded = load_version(tmp_path / "models/r/1", manifest, dtype=torch.float32, device=CPU)
     assert torch.isfinite(loaded.logits(pack([[5] * 78, [6] * 3], device=CPU))).all()

@@ -1,101 +1,152 @@
-"""Packed rows of unlike sequences give every sequence what transformers' own forward gives it alone."""
+"""Packed or padded, whatever its company: every sequence gets what transformers' own forward gives it alone."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
+import transformers as tf
+from ragged import alone, ragged, second_starts
 from shoal_models.packed import pack
-from tiny_models import CLASSIFIERS, CPU, VOCABULARY, Published, tiny_model
+from tiny_models import CLASSIFIERS, CPU, OTHER_CLASSIFIERS, Published, modern_bert_config, tiny_model
+
+PADDED = {"MPNet", "DebertaV2"}
+HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForNextSentencePrediction")
+ALL = [(family, head) for family in CLASSIFIERS for head in HEADS if hasattr(tf, family + head)]
+BART_WAY = (
+    "one by one: packed, BartModel takes no positions; padded, ValueError: All examples must have the same number of "
+    "<eos> tokens."
+)
+IDS = [family + head for family, head in ALL]
 
 
-def _ragged(seed: int, count: int, longest: int) -> list[list[int]]:
-    chooser = random.Random(seed)
-    return [[chooser.randrange(4, VOCABULARY) for _ in range(chooser.randint(1, longest))] for _ in range(count)]
+@pytest.mark.parametrize(("family", "head"), ALL, ids=IDS)
+def test_together_equals_transformers_alone(family: str, head: str, publish: Callable[..., Published]) -> None:
+    published = publish(tiny_model(family + head, CLASSIFIERS[family]()), "classifier")
+    loaded = published.load()
+    assert loaded.execution.split(":")[0] == ("padded" if family in PADDED else "packed")
+    for seed, count, longest in ((1, 1, 90), (2, 9, 90), (3, 40, 12), (4, 5, 1)):
+        sequences = ragged(seed, count, longest)
+        expected = alone(published.model, sequences)
+        assert count == 1 or expected.std(0).min() > 0.05, "the answers tell apart"
+        torch.testing.assert_close(loaded.logits(pack(sequences, device=CPU)), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("family", sorted(set(CLASSIFIERS) - {"MPNet"}))
-def test_packed_equals_plain(family: str, publish: Callable[..., Published]) -> None:
-    published = publish(tiny_model(f"{family}ForSequenceClassification", CLASSIFIERS[family]()), "classifier")
+@pytest.mark.parametrize("family", ["Bert", "Electra", "Albert"])
+@pytest.mark.parametrize("head", HEADS)
+def test_token_types_reach_models_that_know_them(family: str, head: str, publish: Callable[..., Published]) -> None:
+    if not hasattr(tf, family + head):
+        return
+    published = publish(tiny_model(family + head, CLASSIFIERS[family]()), "classifier")
+    sequences = ragged(4, 12, 20)
+    seconds = second_starts(4, sequences)
+    found = published.load().logits(pack(sequences, device=CPU, second_starts=seconds))
+    expected = alone(published.model, sequences, seconds)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert (expected - alone(published.model, sequences)).abs().max() > 0.05, "types make a difference"
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_modern_bert_pools_as_its_configuration_says(pooling: str, publish: Callable[..., Published]) -> None:
+    published = publish(tiny_model("ModernBertForSequenceClassification", modern_bert_config(pooling)), "classifier")
     loaded = published.load()
     assert loaded.execution == "packed"
-    for seed, count, longest in ((1, 1, 70), (2, 9, 70), (3, 40, 12)):
-        sequences = _ragged(seed, count, longest)
-        found = loaded.logits(pack(sequences, device=CPU))
-        with torch.no_grad():
-            expected = torch.cat([published.model(torch.tensor([ids])).logits for ids in sequences])
-        assert count == 1 or expected.std(0).min() > 0.05, "the sequences tell apart"
+    sequences = ragged(5, 12, 90)
+    expected = alone(published.model, sequences)
+    torch.testing.assert_close(loaded.logits(pack(sequences, device=CPU)), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("inner", [1, 2])
+def test_shared_albert_layers_are_counted_as_often_as_they_run(
+    groups: int, inner: int, publish: Callable[..., Published]
+) -> None:
+    config = CLASSIFIERS["Albert"]()
+    config.num_hidden_groups, config.inner_group_num = groups, inner
+    published = publish(tiny_model("AlbertForSequenceClassification", config), "classifier")
+    assert published.load().execution == "packed"
+
+
+@pytest.mark.parametrize("family", ["Roberta", "XLMRoberta", "MPNet", "Bert"])
+def test_padding_tokens_inside_a_sequence_count_as_transformers_counts_them(
+    family: str, publish: Callable[..., Published]
+) -> None:
+    """RoBERTa and its kin skip them in positions."""
+    published = publish(tiny_model(f"{family}ForSequenceClassification", CLASSIFIERS[family]()), "classifier")
+    padding = published.model.config.pad_token_id
+    sequences = [[5, padding, 6, 7], [8, 9, 10], [padding, 11], [12, padding]]
+    found = published.load().logits(pack(sequences, device=CPU))
+    torch.testing.assert_close(found, alone(published.model, sequences), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", [*sorted(CLASSIFIERS), "XLNet", "Llama"])
+def test_an_answer_does_not_depend_on_its_company(family: str, publish: Callable[..., Published]) -> None:
+    config = {**CLASSIFIERS, **OTHER_CLASSIFIERS}[family]()
+    loaded = publish(tiny_model(f"{family}ForSequenceClassification", config), "classifier").load()
+    subjects = ragged(6, 3, 40)
+    expected = torch.cat([loaded.logits(pack([ids], device=CPU)) for ids in subjects])
+    for seed in range(30):
+        company = ragged(100 + seed, 1 + seed % 12, 60)
+        place = seed % (len(company) + 1)
+        row = pack([*company[:place], *subjects, *company[place:]], device=CPU)
+        found = loaded.logits(row)[place : place + len(subjects)]
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
-def test_type_ids_reach_models_that_know_them(publish: Callable[..., Published]) -> None:
-    published = publish(tiny_model("BertForSequenceClassification", CLASSIFIERS["Bert"]()), "classifier")
+@pytest.mark.parametrize(
+    ("architecture", "way"),
+    [
+        ("DebertaForSequenceClassification", "padded: attention took the packed row 0 times in a forward of 3 layers"),
+        ("DebertaForTokenClassification", "padded: attention took the packed row 0 times in a forward of 3 layers"),
+        ("XLNetForSequenceClassification", "padded: XLNetModel takes no positions"),
+        ("XLNetForTokenClassification", "padded: XLNetModel takes no positions"),
+        ("GPT2ForSequenceClassification", "packed"),
+        ("GPT2ForTokenClassification", "packed"),
+        ("LlamaForSequenceClassification", "packed"),
+        ("LlamaForTokenClassification", "packed"),
+        ("Qwen2ForSequenceClassification", "packed"),
+        (
+            "BartForSequenceClassification",
+            BART_WAY,
+        ),
+    ],
+)
+def test_whatever_else_transformers_loads_takes_the_fastest_way_that_is_right(
+    architecture: str, way: str, publish: Callable[..., Published]
+) -> None:
+    family = architecture.partition("For")[0]
+    published = publish(tiny_model(architecture, OTHER_CLASSIFIERS[family]()), "classifier")
     loaded = published.load()
-    sequences = _ragged(4, 5, 20)
-    second = [-1, 0, 3, -1, 1]
-    second = [min(start, len(ids) - 1) for start, ids in zip(second, sequences, strict=True)]
-    found = loaded.logits(pack(sequences, device=CPU, second_starts=second))
-    for row, (ids, start) in enumerate(zip(sequences, second, strict=True)):
-        types = [0] * len(ids) if start < 0 else [0] * start + [1] * (len(ids) - start)
-        with torch.no_grad():
-            expected = published.model(torch.tensor([ids]), token_type_ids=torch.tensor([types])).logits[0]
-        torch.testing.assert_close(found[row], expected, atol=1e-4, rtol=0)
-
-
-def test_roberta_skips_padding_tokens_in_positions_as_transformers_does(publish: Callable[..., Published]) -> None:
-    published = publish(tiny_model("RobertaForSequenceClassification", CLASSIFIERS["Roberta"]()), "classifier")
-    padding = published.model.config.pad_token_id
-    sequences = [[5, padding, 6, 7], [8, 9, 10], [padding, 11]]
-    found = published.load().logits(pack(sequences, device=CPU))
-    with torch.no_grad():
-        expected = torch.cat([published.model(torch.tensor([ids])).logits for ids in sequences])
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
-
-
-def test_an_architecture_that_ignores_packed_attention_runs_one_by_one(publish: Callable[..., Published]) -> None:
-    """MPNet adds a position bias and does not use the attention interface: packed, its sequences would mix."""
-    published = publish(tiny_model("MPNetForSequenceClassification", CLASSIFIERS["MPNet"]()), "classifier")
-    loaded = published.load()
-    assert loaded.execution.startswith("one by one: ")
-    assert "0 calls of packed attention; 3 expected" in loaded.execution
-    sequences = _ragged(5, 6, 30)
+    assert loaded.execution == way
+    sequences = ragged(7, 10, 30)
+    if family == "Bart":
+        sequences = [[*ids, published.model.config.eos_token_id] for ids in sequences]
     found = loaded.logits(pack(sequences, device=CPU))
-    with torch.no_grad():
-        expected = torch.cat([published.model(torch.tensor([ids])).logits for ids in sequences])
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, alone(published.model, sequences), atol=1e-4, rtol=0)
 
 
-def test_a_head_that_reads_the_last_token_runs_one_by_one(publish: Callable[..., Published]) -> None:
-    import transformers as tf
-
-    config = tf.LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-        num_labels=3,
-        pad_token_id=0,
-    )
+@pytest.mark.parametrize("padding_id", [0, None])
+def test_a_head_that_reads_the_last_token_takes_padding_tokens_as_transformers_does(
+    padding_id: int | None, publish: Callable[..., Published]
+) -> None:
+    config = OTHER_CLASSIFIERS["Llama"]()
+    config.pad_token_id = padding_id
     published = publish(tiny_model("LlamaForSequenceClassification", config), "classifier")
     loaded = published.load()
-    assert loaded.execution == "one by one: its head reads the last token"
-    sequences = _ragged(6, 4, 20)
-    with torch.no_grad():
-        expected = torch.cat([published.model(torch.tensor([ids])).logits for ids in sequences])
-    torch.testing.assert_close(loaded.logits(pack(sequences, device=CPU)), expected, atol=1e-5, rtol=0)
+    assert loaded.execution == "packed"
+    sequences = [[5, 6, 7], [8, 9, 0], [0, 10, 0, 0], [0, 0], [11]]
+    found = loaded.logits(pack(sequences, device=CPU))
+    torch.testing.assert_close(found, alone(published.model, sequences), atol=1e-4, rtol=0)
 
 
 def test_bfloat16_rounds_the_weights_once(publish: Callable[..., Published]) -> None:
     """Weights published in bfloat16 are exact in it: on a CPU that computes them in float32 nothing is lost on top."""
     from shoal_models.compute import has_native_bfloat16
 
-    model: Any = tiny_model("BertForSequenceClassification", CLASSIFIERS["Bert"]())
+    model = tiny_model("BertForSequenceClassification", CLASSIFIERS["Bert"]())
     published = publish(model, "classifier", weight_dtype="bfloat16")
-    sequences = _ragged(7, 8, 30)
+    sequences = ragged(7, 8, 30)
     exact = published.load().logits(pack(sequences, device=CPU))
     served = published.load(torch.bfloat16)
     rounded = served.logits(pack(sequences, device=CPU))
@@ -105,6 +156,4 @@ def test_bfloat16_rounds_the_weights_once(publish: Callable[..., Published]) -> 
     else:
         assert served.compute_dtype == "float32 (bfloat16 weights)"
         torch.testing.assert_close(rounded, exact, atol=1e-5, rtol=0)
-    with torch.no_grad():
-        unrounded = torch.cat([model(torch.tensor([ids])).logits for ids in sequences])
-    assert (exact - unrounded).abs().max() > 1e-4, "publication rounded the weights"
+    assert (exact - alone(model, sequences)).abs().max() > 1e-4, "publication rounded the weights"

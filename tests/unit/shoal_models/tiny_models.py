@@ -20,7 +20,7 @@ _ENCODER: dict[str, Any] = {
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "intermediate_size": 48,
-    "max_position_embeddings": 80,
+    "max_position_embeddings": 160,
     "num_labels": 3,
     "initializer_range": 0.4,
 }
@@ -37,34 +37,97 @@ _DECODER: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+_SPECIALS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 CLASSIFIERS: dict[str, Callable[[], Any]] = {
     "Bert": lambda: tf.BertConfig(**_ENCODER),
     "Roberta": lambda: tf.RobertaConfig(**_ENCODER, type_vocab_size=1),
+    "XLMRoberta": lambda: tf.XLMRobertaConfig(**_ENCODER, type_vocab_size=1),
     "DistilBert": lambda: tf.DistilBertConfig(
         vocab_size=VOCABULARY,
         dim=32,
         n_layers=3,
         n_heads=4,
         hidden_dim=48,
-        max_position_embeddings=80,
+        max_position_embeddings=160,
         num_labels=3,
         initializer_range=0.4,
     ),
     "Electra": lambda: tf.ElectraConfig(**_ENCODER, embedding_size=16),
     "Albert": lambda: tf.AlbertConfig(**_ENCODER, embedding_size=16),
-    "ModernBert": lambda: tf.ModernBertConfig(
+    "ModernBert": lambda: modern_bert_config("mean"),
+    "MPNet": lambda: tf.MPNetConfig(**_ENCODER),
+    "DebertaV2": lambda: tf.DebertaV2Config(
         **_ENCODER,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        position_buckets=8,
+        max_relative_positions=-1,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        conv_kernel_size=3,
+        position_biased_input=False,
+        type_vocab_size=0,
+    ),
+}
+OTHER_CLASSIFIERS: dict[str, Callable[[], Any]] = {
+    "Deberta": lambda: tf.DebertaConfig(
+        **_ENCODER, relative_attention=True, pos_att_type=["p2c", "c2p"], type_vocab_size=0
+    ),
+    "XLNet": lambda: tf.XLNetConfig(
+        vocab_size=VOCABULARY,
+        d_model=32,
+        n_layer=2,
+        n_head=4,
+        d_inner=48,
+        num_labels=3,
+        initializer_range=0.4,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
+    ),
+    "GPT2": lambda: tf.GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=160,
+        num_labels=3,
+        initializer_range=0.4,
+        **_SPECIALS,
+    ),
+    "Llama": lambda: tf.LlamaConfig(**_DECODER, num_labels=3),
+    "Qwen2": lambda: tf.Qwen2Config(**_DECODER, num_labels=3),
+    "Bart": lambda: tf.BartConfig(
+        vocab_size=VOCABULARY,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        max_position_embeddings=160,
+        num_labels=3,
+        init_std=0.4,
+        decoder_start_token_id=2,
+        **_SPECIALS,
+    ),
+}
+
+
+def modern_bert_config(pooling: str) -> Any:
+    """A ModernBERT of local and global layers, its sequence head on the mean or on the first token ("cls")."""
+    return tf.ModernBertConfig(
+        **_ENCODER,
+        **_SPECIALS,
         cls_token_id=1,
         sep_token_id=2,
         local_attention=8,
         global_attn_every_n_layers=2,
-        classifier_pooling="mean",
-    ),
-    "MPNet": lambda: tf.MPNetConfig(**_ENCODER),
-}
+        classifier_pooling=pooling,
+    )
+
+
 GENERATORS: dict[str, Callable[[], Any]] = {
     "GPT2LMHeadModel": lambda: tf.GPT2Config(
         vocab_size=VOCABULARY,
