@@ -26,43 +26,49 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from shoal.v1 import common_pb2 as shoal_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17shoal/v1/classify.proto\x12\x08shoal.v1\x1a\x17google/rpc/status.proto\x1a\x15shoal/v1/common.proto\"w\n\rClassifyInput\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\"\n\x04pair\x18\x02 \x01(\x0b\x32\x12.shoal.v1.TextPairH\x00\x12\'\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x12.shoal.v1.TokenIdsH\x00\x42\t\n\x07\x63ontent\")\n\x08TextPair\x12\r\n\x05\x66irst\x18\x01 \x01(\t\x12\x0e\n\x06second\x18\x02 \x01(\t\"k\n\x0f\x43lassifyOptions\x12\r\n\x05top_k\x18\x01 \x01(\r\x12#\n\x06scores\x18\x02 \x01(\x0e\x32\x13.shoal.v1.ScoreKind\x12$\n\x08overflow\x18\x03 \x01(\x0e\x32\x12.shoal.v1.Overflow\"\xaf\x01\n\x0f\x43lassifyRequest\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.shoal.v1.ModelRef\x12\'\n\x06inputs\x18\x02 \x03(\x0b\x32\x17.shoal.v1.ClassifyInput\x12*\n\x07options\x18\x03 \x01(\x0b\x32\x19.shoal.v1.ClassifyOptions\x12$\n\x08priority\x18\x04 \x01(\x0e\x32\x12.shoal.v1.Priority\"\x88\x02\n\x0e\x43lassification\x12\x11\n\tlabel_ids\x18\x01 \x03(\r\x12\x0e\n\x06scores\x18\x02 \x03(\x02\x12\x18\n\x10num_input_tokens\x18\x03 \x01(\r\x12\x1a\n\x12num_dropped_tokens\x18\x04 \x01(\r\x12\x13\n\x0bnum_windows\x18\x05 \x01(\r\x12(\n\x0btoken_spans\x18\x06 \x03(\x0b\x32\x13.shoal.v1.TokenSpan\x12\x30\n\x0f\x65xtracted_spans\x18\x07 \x03(\x0b\x32\x17.shoal.v1.ExtractedSpan\x12\x1a\n\rranking_score\x18\x08 \x01(\x02H\x00\x88\x01\x01\x42\x10\n\x0e_ranking_score\"H\n\tTokenSpan\x12\x10\n\x08label_id\x18\x01 \x01(\r\x12\r\n\x05score\x18\x02 \x01(\x02\x12\r\n\x05start\x18\x03 \x01(\r\x12\x0b\n\x03\x65nd\x18\x04 \x01(\r\":\n\rExtractedSpan\x12\r\n\x05score\x18\x01 \x01(\x02\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0b\n\x03\x65nd\x18\x03 \x01(\r\"\xba\x01\n\x10\x43lassifyResponse\x12%\n\tserved_by\x18\x01 \x01(\x0b\x32\x12.shoal.v1.ServedBy\x12\"\n\x07timings\x18\x02 \x01(\x0b\x32\x11.shoal.v1.Timings\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12 \n\x04head\x18\x04 \x01(\x0e\x32\x12.shoal.v1.HeadKind\x12)\n\x07results\x18\x05 \x03(\x0b\x32\x18.shoal.v1.Classification\"\x80\x01\n\x15StreamClassifyRequest\x12.\n\x05start\x18\x01 \x01(\x0b\x32\x1d.shoal.v1.StreamClassifyStartH\x00\x12,\n\x04item\x18\x02 \x01(\x0b\x32\x1c.shoal.v1.StreamClassifyItemH\x00\x42\t\n\x07message\"\x8a\x01\n\x13StreamClassifyStart\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.shoal.v1.ModelRef\x12*\n\x07options\x18\x02 \x01(\x0b\x32\x19.shoal.v1.ClassifyOptions\x12$\n\x08priority\x18\x03 \x01(\x0e\x32\x12.shoal.v1.Priority\"H\n\x12StreamClassifyItem\x12\n\n\x02id\x18\x01 \x01(\x04\x12&\n\x05input\x18\x02 \x01(\x0b\x32\x17.shoal.v1.ClassifyInput\"\xfd\x01\n\x16StreamClassifyResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12*\n\x06result\x18\x02 \x01(\x0b\x32\x18.shoal.v1.ClassificationH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12%\n\tserved_by\x18\x04 \x01(\x0b\x32\x12.shoal.v1.ServedBy\x12\"\n\x07timings\x18\x05 \x01(\x0b\x32\x11.shoal.v1.Timings\x12\x0e\n\x06labels\x18\x06 \x03(\t\x12 \n\x04head\x18\x07 \x01(\x0e\x32\x12.shoal.v1.HeadKindB\t\n\x07outcome*\\\n\tScoreKind\x12\x1a\n\x16SCORE_KIND_UNSPECIFIED\x10\x00\x12\x1c\n\x18SCORE_KIND_PROBABILITIES\x10\x01\x12\x15\n\x11SCORE_KIND_LOGITS\x10\x02*\x87\x01\n\x08Overflow\x12\x18\n\x14OVERFLOW_UNSPECIFIED\x10\x00\x12\x13\n\x0fOVERFLOW_REFUSE\x10\x01\x12\x19\n\x15OVERFLOW_TRUNCATE_END\x10\x02\x12\x1b\n\x17OVERFLOW_TRUNCATE_START\x10\x03\x12\x14\n\x10OVERFLOW_WINDOWS\x10\x04*\x9f\x01\n\x08HeadKind\x12\x19\n\x15HEAD_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16HEAD_KIND_SINGLE_LABEL\x10\x01\x12\x19\n\x15HEAD_KIND_MULTI_LABEL\x10\x02\x12\x18\n\x14HEAD_KIND_REGRESSION\x10\x03\x12\x13\n\x0fHEAD_KIND_TOKEN\x10\x04\x12\x12\n\x0eHEAD_KIND_SPAN\x10\x05\x32\xad\x01\n\x0f\x43lassifyService\x12\x41\n\x08\x43lassify\x12\x19.shoal.v1.ClassifyRequest\x1a\x1a.shoal.v1.ClassifyResponse\x12W\n\x0eStreamClassify\x12\x1f.shoal.v1.StreamClassifyRequest\x1a .shoal.v1.StreamClassifyResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17shoal/v1/classify.proto\x12\x08shoal.v1\x1a\x17google/rpc/status.proto\x1a\x15shoal/v1/common.proto\"w\n\rClassifyInput\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\"\n\x04pair\x18\x02 \x01(\x0b\x32\x12.shoal.v1.TextPairH\x00\x12\'\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x12.shoal.v1.TokenIdsH\x00\x42\t\n\x07\x63ontent\")\n\x08TextPair\x12\r\n\x05\x66irst\x18\x01 \x01(\t\x12\x0e\n\x06second\x18\x02 \x01(\t\"\x1b\n\nLabelNames\x12\r\n\x05names\x18\x01 \x03(\t\"\xee\x01\n\x0f\x43lassifyOptions\x12\r\n\x05top_k\x18\x01 \x01(\r\x12#\n\x06scores\x18\x02 \x01(\x0e\x32\x13.shoal.v1.ScoreKind\x12$\n\x08overflow\x18\x03 \x01(\x0e\x32\x12.shoal.v1.Overflow\x12(\n\x07pooling\x18\x04 \x01(\x0e\x32\x17.shoal.v1.WindowPooling\x12*\n\x0b\x61ggregation\x18\x05 \x01(\x0e\x32\x15.shoal.v1.Aggregation\x12+\n\rignore_labels\x18\x06 \x01(\x0b\x32\x14.shoal.v1.LabelNames\"\xaf\x01\n\x0f\x43lassifyRequest\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.shoal.v1.ModelRef\x12\'\n\x06inputs\x18\x02 \x03(\x0b\x32\x17.shoal.v1.ClassifyInput\x12*\n\x07options\x18\x03 \x01(\x0b\x32\x19.shoal.v1.ClassifyOptions\x12$\n\x08priority\x18\x04 \x01(\x0e\x32\x12.shoal.v1.Priority\"\x88\x02\n\x0e\x43lassification\x12\x11\n\tlabel_ids\x18\x01 \x03(\r\x12\x0e\n\x06scores\x18\x02 \x03(\x02\x12\x18\n\x10num_input_tokens\x18\x03 \x01(\r\x12\x1a\n\x12num_dropped_tokens\x18\x04 \x01(\r\x12\x13\n\x0bnum_windows\x18\x05 \x01(\r\x12(\n\x0btoken_spans\x18\x06 \x03(\x0b\x32\x13.shoal.v1.TokenSpan\x12\x30\n\x0f\x65xtracted_spans\x18\x07 \x03(\x0b\x32\x17.shoal.v1.ExtractedSpan\x12\x1a\n\rranking_score\x18\x08 \x01(\x02H\x00\x88\x01\x01\x42\x10\n\x0e_ranking_score\"E\n\tTokenSpan\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\r\n\x05start\x18\x03 \x01(\r\x12\x0b\n\x03\x65nd\x18\x04 \x01(\r\":\n\rExtractedSpan\x12\r\n\x05score\x18\x01 \x01(\x02\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0b\n\x03\x65nd\x18\x03 \x01(\r\"\xba\x01\n\x10\x43lassifyResponse\x12%\n\tserved_by\x18\x01 \x01(\x0b\x32\x12.shoal.v1.ServedBy\x12\"\n\x07timings\x18\x02 \x01(\x0b\x32\x11.shoal.v1.Timings\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12 \n\x04head\x18\x04 \x01(\x0e\x32\x12.shoal.v1.HeadKind\x12)\n\x07results\x18\x05 \x03(\x0b\x32\x18.shoal.v1.Classification\"\x80\x01\n\x15StreamClassifyRequest\x12.\n\x05start\x18\x01 \x01(\x0b\x32\x1d.shoal.v1.StreamClassifyStartH\x00\x12,\n\x04item\x18\x02 \x01(\x0b\x32\x1c.shoal.v1.StreamClassifyItemH\x00\x42\t\n\x07message\"\x8a\x01\n\x13StreamClassifyStart\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.shoal.v1.ModelRef\x12*\n\x07options\x18\x02 \x01(\x0b\x32\x19.shoal.v1.ClassifyOptions\x12$\n\x08priority\x18\x03 \x01(\x0e\x32\x12.shoal.v1.Priority\"H\n\x12StreamClassifyItem\x12\n\n\x02id\x18\x01 \x01(\x04\x12&\n\x05input\x18\x02 \x01(\x0b\x32\x17.shoal.v1.ClassifyInput\"\xfd\x01\n\x16StreamClassifyResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12*\n\x06result\x18\x02 \x01(\x0b\x32\x18.shoal.v1.ClassificationH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12%\n\tserved_by\x18\x04 \x01(\x0b\x32\x12.shoal.v1.ServedBy\x12\"\n\x07timings\x18\x05 \x01(\x0b\x32\x11.shoal.v1.Timings\x12\x0e\n\x06labels\x18\x06 \x03(\t\x12 \n\x04head\x18\x07 \x01(\x0e\x32\x12.shoal.v1.HeadKindB\t\n\x07outcome*\\\n\tScoreKind\x12\x1a\n\x16SCORE_KIND_UNSPECIFIED\x10\x00\x12\x1c\n\x18SCORE_KIND_PROBABILITIES\x10\x01\x12\x15\n\x11SCORE_KIND_LOGITS\x10\x02*\x87\x01\n\x08Overflow\x12\x18\n\x14OVERFLOW_UNSPECIFIED\x10\x00\x12\x13\n\x0fOVERFLOW_REFUSE\x10\x01\x12\x19\n\x15OVERFLOW_TRUNCATE_END\x10\x02\x12\x1b\n\x17OVERFLOW_TRUNCATE_START\x10\x03\x12\x14\n\x10OVERFLOW_WINDOWS\x10\x04*`\n\rWindowPooling\x12\x1e\n\x1aWINDOW_POOLING_UNSPECIFIED\x10\x00\x12\x17\n\x13WINDOW_POOLING_MEAN\x10\x01\x12\x16\n\x12WINDOW_POOLING_MAX\x10\x02*\x9d\x01\n\x0b\x41ggregation\x12\x1b\n\x17\x41GGREGATION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x41GGREGATION_NONE\x10\x01\x12\x16\n\x12\x41GGREGATION_SIMPLE\x10\x02\x12\x15\n\x11\x41GGREGATION_FIRST\x10\x03\x12\x17\n\x13\x41GGREGATION_AVERAGE\x10\x04\x12\x13\n\x0f\x41GGREGATION_MAX\x10\x05*\x9f\x01\n\x08HeadKind\x12\x19\n\x15HEAD_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16HEAD_KIND_SINGLE_LABEL\x10\x01\x12\x19\n\x15HEAD_KIND_MULTI_LABEL\x10\x02\x12\x18\n\x14HEAD_KIND_REGRESSION\x10\x03\x12\x13\n\x0fHEAD_KIND_TOKEN\x10\x04\x12\x12\n\x0eHEAD_KIND_SPAN\x10\x05\x32\xad\x01\n\x0f\x43lassifyService\x12\x41\n\x08\x43lassify\x12\x19.shoal.v1.ClassifyRequest\x1a\x1a.shoal.v1.ClassifyResponse\x12W\n\x0eStreamClassify\x12\x1f.shoal.v1.StreamClassifyRequest\x1a .shoal.v1.StreamClassifyResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shoal.v1.classify_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SCOREKIND']._serialized_start=1728
-  _globals['_SCOREKIND']._serialized_end=1820
-  _globals['_OVERFLOW']._serialized_start=1823
-  _globals['_OVERFLOW']._serialized_end=1958
-  _globals['_HEADKIND']._serialized_start=1961
-  _globals['_HEADKIND']._serialized_end=2120
+  _globals['_SCOREKIND']._serialized_start=1886
+  _globals['_SCOREKIND']._serialized_end=1978
+  _globals['_OVERFLOW']._serialized_start=1981
+  _globals['_OVERFLOW']._serialized_end=2116
+  _globals['_WINDOWPOOLING']._serialized_start=2118
+  _globals['_WINDOWPOOLING']._serialized_end=2214
+  _globals['_AGGREGATION']._serialized_start=2217
+  _globals['_AGGREGATION']._serialized_end=2374
+  _globals['_HEADKIND']._serialized_start=2377
+  _globals['_HEADKIND']._serialized_end=2536
   _globals['_CLASSIFYINPUT']._serialized_start=85
   _globals['_CLASSIFYINPUT']._serialized_end=204
   _globals['_TEXTPAIR']._serialized_start=206
   _globals['_TEXTPAIR']._serialized_end=247
-  _globals['_CLASSIFYOPTIONS']._serialized_start=249
-  _globals['_CLASSIFYOPTIONS']._serialized_end=356
-  _globals['_CLASSIFYREQUEST']._serialized_start=359
-  _globals['_CLASSIFYREQUEST']._serialized_end=534
-  _globals['_CLASSIFICATION']._serialized_start=537
-  _globals['_CLASSIFICATION']._serialized_end=801
-  _globals['_TOKENSPAN']._serialized_start=803
-  _globals['_TOKENSPAN']._serialized_end=875
-  _globals['_EXTRACTEDSPAN']._serialized_start=877
-  _globals['_EXTRACTEDSPAN']._serialized_end=935
-  _globals['_CLASSIFYRESPONSE']._serialized_start=938
-  _globals['_CLASSIFYRESPONSE']._serialized_end=1124
-  _globals['_STREAMCLASSIFYREQUEST']._serialized_start=1127
-  _globals['_STREAMCLASSIFYREQUEST']._serialized_end=1255
-  _globals['_STREAMCLASSIFYSTART']._serialized_start=1258
-  _globals['_STREAMCLASSIFYSTART']._serialized_end=1396
-  _globals['_STREAMCLASSIFYITEM']._serialized_start=1398
-  _globals['_STREAMCLASSIFYITEM']._serialized_end=1470
-  _globals['_STREAMCLASSIFYRESPONSE']._serialized_start=1473
-  _globals['_STREAMCLASSIFYRESPONSE']._serialized_end=1726
-  _globals['_CLASSIFYSERVICE']._serialized_start=2123
-  _globals['_CLASSIFYSERVICE']._serialized_end=2296
+  _globals['_LABELNAMES']._serialized_start=249
+  _globals['_LABELNAMES']._serialized_end=276
+  _globals['_CLASSIFYOPTIONS']._serialized_start=279
+  _globals['_CLASSIFYOPTIONS']._serialized_end=517
+  _globals['_CLASSIFYREQUEST']._serialized_start=520
+  _globals['_CLASSIFYREQUEST']._serialized_end=695
+  _globals['_CLASSIFICATION']._serialized_start=698
+  _globals['_CLASSIFICATION']._serialized_end=962
+  _globals['_TOKENSPAN']._serialized_start=964
+  _globals['_TOKENSPAN']._serialized_end=1033
+  _globals['_EXTRACTEDSPAN']._serialized_start=1035
+  _globals['_EXTRACTEDSPAN']._serialized_end=1093
+  _globals['_CLASSIFYRESPONSE']._serialized_start=1096
+  _globals['_CLASSIFYRESPONSE']._serialized_end=1282
+  _globals['_STREAMCLASSIFYREQUEST']._serialized_start=1285
+  _globals['_STREAMCLASSIFYREQUEST']._serialized_end=1413
+  _globals['_STREAMCLASSIFYSTART']._serialized_start=1416
+  _globals['_STREAMCLASSIFYSTART']._serialized_end=1554
+  _globals['_STREAMCLASSIFYITEM']._serialized_start=1556
+  _globals['_STREAMCLASSIFYITEM']._serialized_end=1628
+  _globals['_STREAMCLASSIFYRESPONSE']._serialized_start=1631
+  _globals['_STREAMCLASSIFYRESPONSE']._serialized_end=1884
+  _globals['_CLASSIFYSERVICE']._serialized_start=2539
+  _globals['_CLASSIFYSERVICE']._serialized_end=2712
 # @@protoc_insertion_point(module_scope)

@@ -23,6 +23,21 @@ class Overflow(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OVERFLOW_TRUNCATE_START: _ClassVar[Overflow]
     OVERFLOW_WINDOWS: _ClassVar[Overflow]
 
+class WindowPooling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    WINDOW_POOLING_UNSPECIFIED: _ClassVar[WindowPooling]
+    WINDOW_POOLING_MEAN: _ClassVar[WindowPooling]
+    WINDOW_POOLING_MAX: _ClassVar[WindowPooling]
+
+class Aggregation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    AGGREGATION_UNSPECIFIED: _ClassVar[Aggregation]
+    AGGREGATION_NONE: _ClassVar[Aggregation]
+    AGGREGATION_SIMPLE: _ClassVar[Aggregation]
+    AGGREGATION_FIRST: _ClassVar[Aggregation]
+    AGGREGATION_AVERAGE: _ClassVar[Aggregation]
+    AGGREGATION_MAX: _ClassVar[Aggregation]
+
 class HeadKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     HEAD_KIND_UNSPECIFIED: _ClassVar[HeadKind]
@@ -39,6 +54,15 @@ OVERFLOW_REFUSE: Overflow
 OVERFLOW_TRUNCATE_END: Overflow
 OVERFLOW_TRUNCATE_START: Overflow
 OVERFLOW_WINDOWS: Overflow
+WINDOW_POOLING_UNSPECIFIED: WindowPooling
+WINDOW_POOLING_MEAN: WindowPooling
+WINDOW_POOLING_MAX: WindowPooling
+AGGREGATION_UNSPECIFIED: Aggregation
+AGGREGATION_NONE: Aggregation
+AGGREGATION_SIMPLE: Aggregation
+AGGREGATION_FIRST: Aggregation
+AGGREGATION_AVERAGE: Aggregation
+AGGREGATION_MAX: Aggregation
 HEAD_KIND_UNSPECIFIED: HeadKind
 HEAD_KIND_SINGLE_LABEL: HeadKind
 HEAD_KIND_MULTI_LABEL: HeadKind
@@ -64,15 +88,27 @@ class TextPair(_message.Message):
     second: str
     def __init__(self, first: _Optional[str] = ..., second: _Optional[str] = ...) -> None: ...
 
+class LabelNames(_message.Message):
+    __slots__ = ("names",)
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, names: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class ClassifyOptions(_message.Message):
-    __slots__ = ("top_k", "scores", "overflow")
+    __slots__ = ("top_k", "scores", "overflow", "pooling", "aggregation", "ignore_labels")
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
     OVERFLOW_FIELD_NUMBER: _ClassVar[int]
+    POOLING_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATION_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_LABELS_FIELD_NUMBER: _ClassVar[int]
     top_k: int
     scores: ScoreKind
     overflow: Overflow
-    def __init__(self, top_k: _Optional[int] = ..., scores: _Optional[_Union[ScoreKind, str]] = ..., overflow: _Optional[_Union[Overflow, str]] = ...) -> None: ...
+    pooling: WindowPooling
+    aggregation: Aggregation
+    ignore_labels: LabelNames
+    def __init__(self, top_k: _Optional[int] = ..., scores: _Optional[_Union[ScoreKind, str]] = ..., overflow: _Optional[_Union[Overflow, str]] = ..., pooling: _Optional[_Union[WindowPooling, str]] = ..., aggregation: _Optional[_Union[Aggregation, str]] = ..., ignore_labels: _Optional[_Union[LabelNames, _Mapping]] = ...) -> None: ...
 
 class ClassifyRequest(_message.Message):
     __slots__ = ("model", "inputs", "options", "priority")
@@ -107,16 +143,16 @@ class Classification(_message.Message):
     def __init__(self, label_ids: _Optional[_Iterable[int]] = ..., scores: _Optional[_Iterable[float]] = ..., num_input_tokens: _Optional[int] = ..., num_dropped_tokens: _Optional[int] = ..., num_windows: _Optional[int] = ..., token_spans: _Optional[_Iterable[_Union[TokenSpan, _Mapping]]] = ..., extracted_spans: _Optional[_Iterable[_Union[ExtractedSpan, _Mapping]]] = ..., ranking_score: _Optional[float] = ...) -> None: ...
 
 class TokenSpan(_message.Message):
-    __slots__ = ("label_id", "score", "start", "end")
-    LABEL_ID_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("label", "score", "start", "end")
+    LABEL_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
-    label_id: int
+    label: str
     score: float
     start: int
     end: int
-    def __init__(self, label_id: _Optional[int] = ..., score: _Optional[float] = ..., start: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
+    def __init__(self, label: _Optional[str] = ..., score: _Optional[float] = ..., start: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class ExtractedSpan(_message.Message):
     __slots__ = ("score", "start", "end")

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ClassifyServiceStub(object):
-    """Scores texts, text pairs or token ids with a classification model.
+    """Scores texts, text pairs or token ids with a classification model, or labels their tokens with a token model.
     """
 
     def __init__(self, channel):
@@ -48,7 +48,7 @@ class ClassifyServiceStub(object):
 
 
 class ClassifyServiceServicer(object):
-    """Scores texts, text pairs or token ids with a classification model.
+    """Scores texts, text pairs or token ids with a classification model, or labels their tokens with a token model.
     """
 
     def Classify(self, request, context):
@@ -95,7 +95,7 @@ def add_ClassifyServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ClassifyService(object):
-    """Scores texts, text pairs or token ids with a classification model.
+    """Scores texts, text pairs or token ids with a classification model, or labels their tokens with a token model.
     """
 
     @staticmethod

@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shoal_models.manifest import Manifest
 from tokenizers import Encoding
 
 from shoal_server.errors import DeadlinePassed
@@ -22,8 +23,11 @@ from shoal_server.front.convert_classify import (
 )
 from shoal_server.front.engine_client import EngineClient
 from shoal_server.front.fit import Fitted, fit_pair, fit_text, fit_token_ids
+from shoal_server.front.heads import TOKEN_HEAD, check_request
 from shoal_server.front.routing import ServedVersion
 from shoal_server.front.scores import Scores, merge_windows, score
+from shoal_server.front.spans import Spans, find_all_spans
+from shoal_server.front.token_map import map_text, map_token_ids
 from shoal_server.front.tokenizers import Text, TokenizerThreads, count_characters
 from shoal_server.front.version_text import VersionText
 from shoal_server.ipc.messages import ClassifyCall, ClassifyDone, Priority
@@ -33,9 +37,9 @@ _CHARACTERS_PER_TOKEN = 4  # a guess for the door, corrected once the tokens are
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classified:
-    """Scores of all inputs, and where the time went."""
+    """What was found of all inputs, and where the time went."""
 
-    scores: Scores
+    found: Scores | list[Spans]  # spans: of token heads, for each input
     counts: list[ReadCounts]
     tokenize_s: float
     queue_s: float
@@ -61,10 +65,11 @@ class Classifier:
         """Admit, tokenize, run, score.
 
         Raises:
-            InvalidRequest: an input does not fit the model.
+            InvalidRequest: an option or an input does not fit the model.
             QueueFull, EngineLost, DeadlinePassed: as they say.
         """
         began_s = time.monotonic()
+        check_request(inputs, settings, served.text.manifest.head)
         permit = self._engines.admit(Work.CLASSIFY, served.engine_ids, _estimate_tokens(inputs))
         try:
             fitted = await self._read(served.text, inputs, settings)
@@ -75,9 +80,8 @@ class Classifier:
             done = await self._run(served, fitted, permit, priority, deadline_s)
         finally:
             permit.release()
-        logits_NL = merge_windows(done.logits, len(served.text.manifest.labels), [one.weights for one in fitted])
         classified = Classified(
-            scores=score(logits_NL, head=served.text.manifest.head, as_logits=settings.as_logits, top_k=settings.top_k),
+            found=_find(served.text.manifest, done.logits, fitted, settings),
             counts=[
                 ReadCounts(num_input_tokens=one.num_tokens, num_dropped=one.num_dropped, num_windows=len(one.sequences))
                 for one in fitted
@@ -99,7 +103,12 @@ class Classifier:
                     texts.append((item.first, item.second))
                 case IdsInput():
                     check_ids(item, text.manifest.vocabulary_size)
-        encodings = iter(await self._tokenizers.encode(text.tokenizer, texts, num_characters=count_characters(texts)))
+        num_characters, with_offsets = count_characters(texts), text.manifest.head == TOKEN_HEAD
+        encodings = iter(
+            await self._tokenizers.encode(
+                text.tokenizer, texts, num_characters=num_characters, with_offsets=with_offsets
+            )
+        )
         return [
             _fit_ids(item, text, settings)
             if isinstance(item, IdsInput)
@@ -132,7 +141,19 @@ class Classifier:
         return await self._engines.classify(permit, call)
 
 
+def _find(
+    manifest: Manifest, logits: bytes, fitted: Sequence[Fitted], settings: ClassifySettings
+) -> Scores | list[Spans]:
+    if manifest.head == TOKEN_HEAD:
+        maps = [one.tokens for one in fitted if one.tokens is not None]
+        return find_all_spans(logits, maps, manifest.labels, settings.aggregation, settings.ignore_labels)
+    logits_NL = merge_windows(logits, len(manifest.labels), [one.weights for one in fitted], settings.pooling)
+    return score(logits_NL, head=manifest.head, as_logits=settings.as_logits, top_k=settings.top_k)
+
+
 def _fit_ids(item: IdsInput, text: VersionText, settings: ClassifySettings) -> Fitted:
+    if text.manifest.head == TOKEN_HEAD:
+        return map_token_ids(item.ids, text, settings.overflow, item.field)
     return fit_token_ids(item.ids, text.single, text.manifest.max_tokens, settings.overflow, item.field)
 
 
@@ -140,6 +161,8 @@ def _fit(item: TextInput | PairInput, encoding: Encoding, text: VersionText, set
     max_tokens = text.manifest.max_tokens
     ids: list[int] = encoding.ids
     if isinstance(item, TextInput):
+        if text.manifest.head == TOKEN_HEAD:
+            return map_text(item.text, encoding, text, settings.overflow, item.field)
         return fit_text(ids, text.single, max_tokens, settings.overflow, item.field)
     owners = encoding.sequence_ids
     first = [token_id for token_id, owner in zip(ids, owners, strict=True) if owner == 0]

@@ -58,7 +58,7 @@ class ClassifyService:
             timings=convert.timings(rpc),
             labels=manifest.labels,
             head=convert_classify.head_kind(manifest.head),
-            results=convert_classify.classifications(done.scores, done.counts),
+            results=convert_classify.classifications(done.found, done.counts),
         )
 
     async def stream_classify(

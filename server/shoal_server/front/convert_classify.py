@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from shoal.v1 import classify_pb2
 
@@ -12,14 +12,29 @@ from shoal_server.config import LimitsConfig
 from shoal_server.errors import InvalidRequest
 from shoal_server.front.convert import check_text, check_token_ids, unknown_enum
 from shoal_server.front.fit import Overflow
-from shoal_server.front.scores import Scores
+from shoal_server.front.scores import Pooling, Scores
+from shoal_server.front.spans import IGNORED_BY_DEFAULT, Aggregation, Spans
 
+_Word = TypeVar("_Word")
 _OVERFLOWS: Final = {
     classify_pb2.OVERFLOW_UNSPECIFIED: Overflow.REFUSE,
     classify_pb2.OVERFLOW_REFUSE: Overflow.REFUSE,
     classify_pb2.OVERFLOW_TRUNCATE_END: Overflow.TRUNCATE_END,
     classify_pb2.OVERFLOW_TRUNCATE_START: Overflow.TRUNCATE_START,
     classify_pb2.OVERFLOW_WINDOWS: Overflow.WINDOWS,
+}
+_POOLINGS: Final = {
+    classify_pb2.WINDOW_POOLING_UNSPECIFIED: Pooling.MEAN,
+    classify_pb2.WINDOW_POOLING_MEAN: Pooling.MEAN,
+    classify_pb2.WINDOW_POOLING_MAX: Pooling.MAX,
+}
+_AGGREGATIONS: Final = {
+    classify_pb2.AGGREGATION_UNSPECIFIED: Aggregation.NONE,
+    classify_pb2.AGGREGATION_NONE: Aggregation.NONE,
+    classify_pb2.AGGREGATION_SIMPLE: Aggregation.SIMPLE,
+    classify_pb2.AGGREGATION_FIRST: Aggregation.FIRST,
+    classify_pb2.AGGREGATION_AVERAGE: Aggregation.AVERAGE,
+    classify_pb2.AGGREGATION_MAX: Aggregation.MAX,
 }
 _AS_LOGITS: Final = {
     classify_pb2.SCORE_KIND_UNSPECIFIED: False,
@@ -30,6 +45,7 @@ _HEADS: Final = {
     "single_label": classify_pb2.HEAD_KIND_SINGLE_LABEL,
     "multi_label": classify_pb2.HEAD_KIND_MULTI_LABEL,
     "regression": classify_pb2.HEAD_KIND_REGRESSION,
+    "token": classify_pb2.HEAD_KIND_TOKEN,
 }
 
 
@@ -40,6 +56,11 @@ class ClassifySettings:
     top_k: int
     as_logits: bool
     overflow: Overflow
+    pooling: Pooling
+    aggregation: Aggregation
+    ignore_labels: frozenset[str]
+    token_option: str = ""  # field of an option that only token heads take; empty: there is none
+    score_option: str = ""  # field of one that token heads do not take
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,13 +102,42 @@ class ReadCounts:
 
 def settings(options: classify_pb2.ClassifyOptions, field: str = "options") -> ClassifySettings:
     """Raises InvalidRequest for values that mean nothing."""
-    overflow = _OVERFLOWS.get(options.overflow)
-    if overflow is None:
-        raise unknown_enum(f"{field}.overflow", options.overflow)
-    as_logits = _AS_LOGITS.get(options.scores)
-    if as_logits is None:
-        raise unknown_enum(f"{field}.scores", options.scores)
-    return ClassifySettings(top_k=options.top_k, as_logits=as_logits, overflow=overflow)
+    overflow = _known(_OVERFLOWS, options.overflow, f"{field}.overflow")
+    as_logits = _known(_AS_LOGITS, options.scores, f"{field}.scores")
+    pooling = _known(_POOLINGS, options.pooling, f"{field}.pooling")
+    if options.pooling and overflow is not Overflow.WINDOWS:
+        raise InvalidRequest.of(f"{field}.pooling", "is of no use without overflow OVERFLOW_WINDOWS")
+    names = options.ignore_labels.names if options.HasField("ignore_labels") else IGNORED_BY_DEFAULT
+    return ClassifySettings(
+        top_k=options.top_k,
+        as_logits=as_logits,
+        overflow=overflow,
+        pooling=pooling,
+        aggregation=_known(_AGGREGATIONS, options.aggregation, f"{field}.aggregation"),
+        ignore_labels=frozenset(names),
+        token_option=_token_option(options, field),
+        score_option=_score_option(options, field, as_logits),
+    )
+
+
+def _known(words: Mapping[Any, _Word], number: int, field: str) -> _Word:
+    if number not in words:
+        raise unknown_enum(field, number)
+    return words[number]
+
+
+def _token_option(options: classify_pb2.ClassifyOptions, field: str) -> str:
+    if options.aggregation:
+        return f"{field}.aggregation"
+    return f"{field}.ignore_labels" if options.HasField("ignore_labels") else ""
+
+
+def _score_option(options: classify_pb2.ClassifyOptions, field: str, as_logits: bool) -> str:
+    if options.top_k:
+        return f"{field}.top_k"
+    if as_logits:
+        return f"{field}.scores"
+    return f"{field}.pooling" if options.pooling else ""
 
 
 def inputs(messages: Sequence[classify_pb2.ClassifyInput], limits: LimitsConfig) -> list[Input]:
@@ -127,18 +177,28 @@ def check_ids(item: IdsInput, vocabulary_size: int) -> None:
     check_token_ids(item.ids, item.field, vocabulary_size)
 
 
-def classifications(scores: Scores, counts: Sequence[ReadCounts]) -> list[classify_pb2.Classification]:
+def classifications(found: Scores | list[Spans], counts: Sequence[ReadCounts]) -> list[classify_pb2.Classification]:
     """What is said of each input."""
+    if isinstance(found, list):
+        return [_classification(count, token_spans=_spans(spans)) for spans, count in zip(found, counts, strict=True)]
     return [
-        classify_pb2.Classification(
-            label_ids=label_ids,
-            scores=values,
-            num_input_tokens=count.num_input_tokens,
-            num_dropped_tokens=count.num_dropped,
-            num_windows=count.num_windows,
-        )
-        for label_ids, values, count in zip(scores.label_ids, scores.values, counts, strict=True)
+        _classification(count, label_ids=label_ids, scores=values)
+        for label_ids, values, count in zip(found.label_ids, found.values, counts, strict=True)
     ]
+
+
+def _classification(count: ReadCounts, **found: Any) -> classify_pb2.Classification:
+    return classify_pb2.Classification(
+        num_input_tokens=count.num_input_tokens,
+        num_dropped_tokens=count.num_dropped,
+        num_windows=count.num_windows,
+        **found,
+    )
+
+
+def _spans(spans: Spans) -> list[classify_pb2.TokenSpan]:
+    columns = zip(spans.labels, spans.scores, spans.starts, spans.ends, strict=True)
+    return [classify_pb2.TokenSpan(label=name, score=score, start=a, end=b) for name, score, a, b in columns]
 
 
 def head_kind(head: str) -> classify_pb2.HeadKind:

@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Final
 
 from shoal_server.errors import InvalidRequest
+from shoal_server.front.spans import TokenMap
 from shoal_server.front.version_text import Frame
 
 OVERLAP_DIVISOR: Final = 4  # neighbouring windows share a quarter of their room
@@ -32,6 +33,7 @@ class Fitted:
     type_start: int = -1  # index of the first token of the second text where the model tells them apart
     weights: list[int]  # content tokens that each sequence adds to those before it
     num_dropped: int = 0
+    tokens: TokenMap | None = None  # token heads only
 
     @property
     def num_tokens(self) -> int:
@@ -93,9 +95,14 @@ def fit_token_ids(ids: list[int], frame: Frame, max_tokens: int, overflow: Overf
         return Fitted(sequences=[ids], weights=[1])
     if overflow is Overflow.WINDOWS:
         raise InvalidRequest.of("options.overflow", "OVERFLOW_WINDOWS is not for token ids")
+    return fit_text(ids, special_tokens_of(ids, frame), max_tokens, overflow, field)
+
+
+def special_tokens_of(ids: list[int], frame: Frame) -> Frame:
+    """Those of a frame that stand where the model wants them in ids that a client made."""
     prefix = frame.prefix if tuple(ids[: len(frame.prefix)]) == frame.prefix else ()
     suffix = frame.suffix if frame.suffix and tuple(ids[-len(frame.suffix) :]) == frame.suffix else ()
-    return fit_text(ids, Frame(prefix=prefix, suffix=suffix), max_tokens, overflow, field)
+    return Frame(prefix=prefix, suffix=suffix)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Logits to scores: windows averaged, softmax or sigmoid, the best labels first.
+"""Logits to scores: windows joined, softmax or sigmoid, the best labels first.
 
 N inputs, S sequences (an input has several when it was split into windows), L labels, K reported labels
 """
@@ -7,11 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+
+
+class Pooling(Enum):
+    """How the logits of an input's windows become one; documented in protos/shoal/v1/classify.proto."""
+
+    MEAN = "mean"
+    MAX = "max"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,15 +30,17 @@ class Scores:
     values: list[list[float]]  # (N, K)
 
 
-def merge_windows(logits: bytes, num_labels: int, weights: Sequence[Sequence[int]]) -> Floats:
-    """Mean logits (N, L) of each input's sequences, weighted; `logits` is float32 (S, L)."""
+def merge_windows(logits: bytes, num_labels: int, weights: Sequence[Sequence[int]], pooling: Pooling) -> Floats:
+    """Logits (N, L) of the inputs from those of their sequences; `logits` is float32 (S, L)."""
     logits_SL = np.frombuffer(logits, dtype="<f4").reshape(-1, num_labels).astype(np.float64)
     if all(len(of_input) == 1 for of_input in weights):
         return logits_SL
-    starts = np.cumsum([0, *(len(of_input) for of_input in weights)])
-    return np.stack(
-        [np.average(logits_SL[starts[i] : starts[i + 1]], axis=0, weights=w) for i, w in enumerate(weights)]
-    )
+    starts_N = np.cumsum([0, *(len(of_input) for of_input in weights[:-1])])
+    if pooling is Pooling.MAX:
+        return np.asarray(np.maximum.reduceat(logits_SL, starts_N, axis=0))
+    weights_S1 = np.concatenate(weights).astype(np.float64)[:, None]
+    sums_NL = np.add.reduceat(logits_SL * weights_S1, starts_N, axis=0)
+    return np.asarray(sums_NL / np.add.reduceat(weights_S1, starts_N, axis=0))
 
 
 def score(logits_NL: Floats, *, head: str, as_logits: bool, top_k: int) -> Scores:

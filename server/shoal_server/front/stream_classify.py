@@ -15,6 +15,7 @@ from shoal_server.errors import Draining, InternalFault, InvalidRequest, ServerE
 from shoal_server.front import convert, convert_classify
 from shoal_server.front.classifier import Classified, Classifier
 from shoal_server.front.front import Front
+from shoal_server.front.heads import check_options
 from shoal_server.front.interceptors import Incoming, Outgoing
 from shoal_server.front.routing import ModelReference, ServedVersion
 from shoal_server.front.rpc import DRAIN_RETRY_S, Rpc
@@ -93,6 +94,7 @@ class ClassifyStream:
             priority=convert.priority(message.start.priority),
         )
         served = self._front.router.resolve(start.reference, ModelKind.CLASSIFIER)
+        check_options(start.settings, served.text.manifest.head)
         self._rpc.resolved(served.metrics)
         return start
 
@@ -161,7 +163,7 @@ class ClassifyStream:
         assert result is not None, "an answer has a result or an error"
         message = classify_pb2.StreamClassifyResponse(
             id=answer.item_id,
-            result=convert_classify.classifications(result.scores, result.counts)[0],
+            result=convert_classify.classifications(result.found, result.counts)[0],
             served_by=convert.served_by(served.key),
             timings=convert.timings_of(tokenize_s=result.tokenize_s, queue_s=result.queue_s, run_s=result.run_s),
         )

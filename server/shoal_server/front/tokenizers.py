@@ -1,14 +1,14 @@
 """Texts to token ids, without holding up anyone else.
 
-Short texts are tokenized where they are; longer ones in threads, through the one method that lets go of the
-interpreter lock (`encode_batch_fast`). Very long ones have threads of their own, so that they wait for each other
-only. Callers bound characters before. Knows no gRPC.
+Short texts are tokenized where they are; longer ones in threads, through the methods that let go of the interpreter
+lock: `encode_batch_fast`, or `encode_batch` where offsets are wanted. Very long ones have threads of their own, so
+that they wait for each other only. Callers bound characters before. Knows no gRPC.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -29,14 +29,21 @@ class TokenizerThreads:
         self._long = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="tokenize-long")
 
     async def encode(
-        self, tokenizer: Tokenizer, texts: Sequence[Text], *, num_characters: int, add_special_tokens: bool = True
+        self,
+        tokenizer: Tokenizer,
+        texts: Sequence[Text],
+        *,
+        num_characters: int,
+        add_special_tokens: bool = True,
+        with_offsets: bool = False,
     ) -> list[Encoding]:
         """Encode texts of `num_characters` in all. A caller that is cancelled leaves nothing queued behind."""
+        encode = tokenizer.encode_batch if with_offsets else tokenizer.encode_batch_fast
         if num_characters <= INLINE_CHARACTERS:
-            return _encode(tokenizer, texts, add_special_tokens)
+            return _encode(encode, texts, add_special_tokens)
         threads = self._medium if num_characters <= LONG_CHARACTERS else self._long
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(threads, _encode, tokenizer, texts, add_special_tokens)
+        return await loop.run_in_executor(threads, _encode, encode, texts, add_special_tokens)
 
     def close(self) -> None:
         """Take no more work; what runs is not waited for."""
@@ -49,6 +56,5 @@ def count_characters(texts: Sequence[Text]) -> int:
     return sum(len(text) if isinstance(text, str) else len(text[0]) + len(text[1]) for text in texts)
 
 
-def _encode(tokenizer: Tokenizer, texts: Sequence[Text], add_special_tokens: bool) -> list[Encoding]:
-    encodings: list[Encoding] = tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
-    return encodings
+def _encode(encode: Callable[..., list[Encoding]], texts: Sequence[Text], add_special_tokens: bool) -> list[Encoding]:
+    return encode(list(texts), add_special_tokens=add_special_tokens)

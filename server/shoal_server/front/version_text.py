@@ -15,6 +15,7 @@ from shoal_models.manifest import TOKENIZER_NAME, Manifest, ManifestError, read_
 from tokenizers import Tokenizer
 
 from shoal_server.front.chat import ChatTemplate, TemplateRefused
+from shoal_server.front.words import WordRule, word_rule
 
 _CONFIG_NAME: Final = "tokenizer_config.json"
 _TEMPLATE_NAME: Final = "chat_template.jinja"
@@ -47,6 +48,7 @@ class VersionText:
     tokenizer: Tokenizer  # neither truncates nor pads; never changed after loading, so threads may share it
     single: Frame
     pair: Frame
+    words: WordRule
     chat: ChatTemplate | None
 
 
@@ -59,12 +61,14 @@ def load_version_text(path: Path) -> VersionText:
     try:
         manifest = read_manifest(path)
         tokenizer = _load_tokenizer(_read_listed(path, manifest, TOKENIZER_NAME))
+        settings = _load_settings(path, manifest)
         return VersionText(
             manifest=manifest,
             tokenizer=tokenizer,
             single=_probe_single(tokenizer),
             pair=_probe_pair(tokenizer),
-            chat=_load_chat(path, manifest),
+            words=word_rule(tokenizer, settings),
+            chat=_load_chat(path, manifest, settings),
         )
     except (ManifestError, TemplateRefused) as error:
         raise TextRefused(str(error)) from None
@@ -118,14 +122,21 @@ def _probe_pair(tokenizer: Tokenizer) -> Frame:
     )
 
 
-def _load_chat(path: Path, manifest: Manifest) -> ChatTemplate | None:
+def _load_settings(path: Path, manifest: Manifest) -> dict[str, Any]:
+    """What tokenizer_config.json says; nothing where there is none."""
+    if all(entry.path != _CONFIG_NAME for entry in manifest.files):
+        return {}
+    try:
+        settings = json.loads(_read_listed(path, manifest, _CONFIG_NAME))
+    except ValueError:
+        raise TextRefused(f"{_CONFIG_NAME} is not JSON") from None
+    if not isinstance(settings, dict):
+        raise TextRefused(f"{_CONFIG_NAME} is not a JSON object")
+    return settings
+
+
+def _load_chat(path: Path, manifest: Manifest, settings: dict[str, Any]) -> ChatTemplate | None:
     listed = {entry.path for entry in manifest.files}
-    settings: dict[str, Any] = {}
-    if _CONFIG_NAME in listed:
-        try:
-            settings = json.loads(_read_listed(path, manifest, _CONFIG_NAME))
-        except ValueError:
-            raise TextRefused(f"{_CONFIG_NAME} is not JSON") from None
     source = _template_source(settings.get("chat_template"))
     if _TEMPLATE_NAME in listed:
         source = _read_listed(path, manifest, _TEMPLATE_NAME).decode("utf-8", errors="replace")

@@ -15,7 +15,7 @@ from shoal_server.errors import InvalidRequest, QueueFull
 from shoal_server.front.admission import Bounds, Load, Permit, Work, bounds_for
 from shoal_server.front.detokenizer import Detokenizer
 from shoal_server.front.fit import Overflow, fit_pair, fit_text, fit_token_ids, split_windows
-from shoal_server.front.scores import merge_windows, score
+from shoal_server.front.scores import Pooling, merge_windows, score
 from shoal_server.front.spec_tree import to_spec, to_tree
 from shoal_server.front.stop_strings import StopStrings
 from shoal_server.front.version_text import Frame
@@ -94,8 +94,13 @@ def test_equal_scores_keep_label_order() -> None:
 
 def test_windows_are_weighed_by_what_they_add() -> None:
     logits = np.array([[1, 0], [3, 0], [5, 5]], dtype="<f4").tobytes()
-    merged = merge_windows(logits, 2, [[3, 1], [1]])
+    merged = merge_windows(logits, 2, [[3, 1], [1]], Pooling.MEAN)
     assert merged.tolist() == [[1.5, 0.0], [5.0, 5.0]]
+
+
+def test_the_largest_logit_of_any_window_counts_for_each_label() -> None:
+    logits = np.array([[1, 7], [3, -2], [5, 5]], dtype="<f4").tobytes()
+    assert merge_windows(logits, 2, [[3, 1], [1]], Pooling.MAX).tolist() == [[3.0, 7.0], [5.0, 5.0]]
 
 
 @settings(max_examples=60, deadline=None)

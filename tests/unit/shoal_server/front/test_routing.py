@@ -17,6 +17,7 @@ from shoal_server.errors import (
 from shoal_server.front.metrics import FREED_SERIES_S, FrontMetrics
 from shoal_server.front.routing import ModelReference, Router, VersionKey
 from shoal_server.front.version_text import Frame, VersionText
+from shoal_server.front.words import WordRule
 from shoal_server.ipc.messages import ModelKind, RoutedModel, RoutedVersion, Routing, VersionState
 
 S = VersionState
@@ -30,7 +31,9 @@ MANIFEST = Manifest(
     vocabulary_size=9,
     weight_dtype="float32",
 )
-TEXT = VersionText(manifest=MANIFEST, tokenizer=word_tokenizer(), single=Frame(), pair=Frame(), chat=None)
+TEXT = VersionText(
+    manifest=MANIFEST, tokenizer=word_tokenizer(), single=Frame(), pair=Frame(), words=WordRule(), chat=None
+)
 
 
 class Table:
