@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint format protos bench bench-swaps setup setup-dev tools clean
+.PHONY: help demo serve test lint format protos bench bench-front bench-swaps setup setup-dev tools clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -39,6 +39,9 @@ protos: setup-dev  ## regenerate client/shoal/v1 from protos/
 
 bench: setup-dev  ## Shoal and a naive gRPC server side by side, written to benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks.side_by_side
+
+bench-front: setup-dev  ## what one request costs in front of the engine, hop by hop, written to benchmarks/FRONT.md
+	@$(BIN)/python -m benchmarks.front_budget
 
 bench-swaps: setup-dev  ## latency during hot swaps against latency without, written to benchmarks/SWAPS.md
 	@$(BIN)/python -m benchmarks.swap_benchmark

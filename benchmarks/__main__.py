@@ -6,6 +6,7 @@ import importlib
 import sys
 
 COMMANDS = {
+    "front-budget": "benchmarks.front_budget",
     "loadgen": "benchmarks.cli",
     "naive-server": "benchmarks.naive_server",
     "side-by-side": "benchmarks.side_by_side",

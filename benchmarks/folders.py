@@ -14,6 +14,7 @@ from shoal_models.manifest import list_versions
 OUT = Path(__file__).resolve().parent / "out"
 CLASSIFIER = "minilm"
 GENERATOR = "smollm2"
+TINY = "tiny"  # one layer: what is measured with it is everything but the model
 NUM_LABELS = 5
 
 
@@ -65,3 +66,33 @@ def ensure_repository() -> Path:
     if not list_versions(repository, GENERATOR):
         import_model(GENERATOR, str(decoder_file()), repository)
     return repository
+
+
+def ensure_tiny() -> Path:
+    """A repository with version 1 of a classifier that costs next to nothing: BERT, one layer of 32."""
+    from shoal_models.importer import import_model
+
+    repository = OUT / "tiny-models"
+    if not list_versions(repository, TINY):
+        import_model(TINY, str(_write_tiny(OUT / "tiny-classifier")), repository)
+    return repository
+
+
+def _write_tiny(folder: Path) -> Path:
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(encoder_folder())
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+    )
+    config.num_labels = NUM_LABELS
+    model: Any = BertForSequenceClassification(config)
+    model.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

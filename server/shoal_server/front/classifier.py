@@ -72,7 +72,7 @@ class Classifier:
         check_request(inputs, settings, served.text.manifest.head)
         permit = self._engines.admit(Work.CLASSIFY, served.engine_ids, _estimate_tokens(inputs))
         try:
-            fitted = await self._read(served.text, inputs, settings)
+            fitted = await self.read(served.text, inputs, settings)
             sent_s = time.monotonic()
             if deadline_s is not None and sent_s >= deadline_s:
                 raise DeadlinePassed("the deadline passed while the inputs were tokenized")
@@ -93,7 +93,12 @@ class Classifier:
         _observe(served, classified)
         return classified
 
-    async def _read(self, text: VersionText, inputs: Sequence[Input], settings: ClassifySettings) -> list[Fitted]:
+    async def read(self, text: VersionText, inputs: Sequence[Input], settings: ClassifySettings) -> list[Fitted]:
+        """Tokenize and fit inputs.
+
+        Raises:
+            InvalidRequest: one does not fit the model.
+        """
         texts: list[Text] = []
         for item in inputs:
             match item:
