@@ -17,6 +17,8 @@ from shoal.v1 import classify_pb2, common_pb2
 
 SCORES = Words(classify_pb2.ScoreKind)
 OVERFLOWS = Words(classify_pb2.Overflow)
+POOLINGS = Words(classify_pb2.WindowPooling)
+AGGREGATIONS = Words(classify_pb2.Aggregation)
 HEADS = Words(classify_pb2.HeadKind)
 
 
@@ -31,7 +33,7 @@ class ClassifyCalls:
         inputs: types.ClassifyInput | Iterable[types.ClassifyInput],
         **options: Unpack[types.ClassifyOptions],
     ) -> types.ClassifyResult:
-        """Score texts, pairs or token ids, all by one version, all or nothing.
+        """Score texts, pairs or token ids, or find spans in them, all by one version, all or nothing.
 
         A `str` is a text, a tuple of two texts is a pair, a sequence of numbers is token ids; any other iterable holds
         many of these. The result is a sequence with one entry for each input. Default deadline: 30 s.
@@ -113,7 +115,21 @@ def build_options(options: types.ClassifyOptions) -> classify_pb2.ClassifyOption
         built.scores = SCORES.number("options.scores", options["scores"])  # type: ignore[assignment]
     if "overflow" in options:
         built.overflow = OVERFLOWS.number("options.overflow", options["overflow"])  # type: ignore[assignment]
+    if "pooling" in options:
+        built.pooling = POOLINGS.number("options.pooling", options["pooling"])  # type: ignore[assignment]
+    if "aggregation" in options:
+        number = AGGREGATIONS.number("options.aggregation", options["aggregation"])
+        built.aggregation = number  # type: ignore[assignment]
+    if "ignore_labels" in options:
+        built.ignore_labels.CopyFrom(_label_names(options["ignore_labels"]))
     return built
+
+
+def _label_names(names: Sequence[str]) -> classify_pb2.LabelNames:
+    if isinstance(names, str):
+        description = f"is the text {names!r}; must be a list of names"
+        raise InvalidRequestError.of([FieldViolation(field="options.ignore_labels", description=description)])
+    return classify_pb2.LabelNames(names=names)
 
 
 def build_input(field: str, item: types.ClassifyInput) -> classify_pb2.ClassifyInput:
@@ -153,4 +169,8 @@ def read_classification(result: classify_pb2.Classification, labels: Sequence[st
         num_input_tokens=result.num_input_tokens,
         num_dropped_tokens=result.num_dropped_tokens,
         num_windows=result.num_windows,
+        spans=tuple(
+            types.TokenSpan(label=span.label, score=span.score, start=span.start, end=span.end)
+            for span in result.token_spans
+        ),
     )

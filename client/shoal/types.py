@@ -18,6 +18,8 @@ from shoal.v1.train_pb2 import TrainingSpec as TrainingSpec
 Priority: TypeAlias = Literal["low", "normal", "high"]
 ScoreKind: TypeAlias = Literal["probabilities", "logits"]
 Overflow: TypeAlias = Literal["refuse", "truncate_end", "truncate_start", "windows"]
+WindowPooling: TypeAlias = Literal["mean", "max"]
+Aggregation: TypeAlias = Literal["none", "simple", "first", "average", "max"]
 DataFormat: TypeAlias = Literal["csv", "jsonl", "parquet"]
 ChatRole: TypeAlias = Literal["system", "user", "assistant"]
 # One thing to classify: a text, two texts read together (a tuple), or token ids.
@@ -42,9 +44,12 @@ class ModelOptions(CallOptions, total=False):
 class ClassifyOptions(ModelOptions, total=False):
     """What classifying takes."""
 
-    top_k: int  # only the best labels of each input; 0 (default): all
-    scores: ScoreKind  # default "probabilities"
+    top_k: int  # only the best labels of each input; 0 (default): all; not for token heads
+    scores: ScoreKind  # default "probabilities", and token heads give nothing else
     overflow: Overflow  # what happens to an input longer than the model takes; default "refuse"
+    pooling: WindowPooling  # how the logits of windows become one; default "mean"; not for token heads
+    aggregation: Aggregation  # token heads only: how tokens become spans, as in transformers' pipeline; default "none"
+    ignore_labels: Sequence[str]  # token heads only: spans that are left out; default ["O"]
 
 
 class GenerateOptions(ModelOptions, total=False):
@@ -117,15 +122,30 @@ class ScoredLabel(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenSpan:
+    """A run of tokens that bear one label: `text[span.start:span.end]`, or the same of the token ids that were sent."""
+
+    label: str  # with aggregation "none" the token's label, such as "B-PER"; else the group, such as "PER"
+    score: float
+    start: int  # first character (code point), or index of the first token id
+    end: int  # one past the last
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Classification:
-    """The outcome for one input. The three tuples run in parallel, best first (regression: in label order)."""
+    """The outcome for one input.
+
+    Labels, label ids and scores run in parallel, best first (regression: in label order). Of a token head they are
+    empty, and of all others the spans are.
+    """
 
     labels: tuple[str, ...]
     label_ids: tuple[int, ...]
     scores: tuple[float, ...]
     num_input_tokens: int  # read by the model, special tokens included
     num_dropped_tokens: int  # lost to truncation
-    num_windows: int  # averaged; 1 unless overflow="windows" split the input
+    num_windows: int  # read; 1 unless overflow="windows" split the input
+    spans: tuple[TokenSpan, ...] = ()  # in the order of the input
 
     @property
     def label(self) -> str:
@@ -149,7 +169,7 @@ class ClassifyResult:
 
     results: tuple[Classification, ...]  # in the order of the inputs
     labels: tuple[str, ...]  # all labels of the model, by id
-    head: str  # "single_label", "multi_label" or "regression"
+    head: str  # "single_label", "multi_label", "regression" or "token"
     served_by: ServedBy
     timings: Timings
     request_id: str

@@ -11,9 +11,9 @@ from typing import Any
 
 from shoal import types
 from shoal.commands.arguments import NamedModel, add_json_option, named_model, open_client
+from shoal.commands.classified import Line, print_outcome, print_reply
 from shoal.commands.lines import parse_line, read_lines, stdin_is_terminal
-from shoal.commands.output import ExitCode, excerpt, print_json, print_table
-from shoal.errors import RpcError
+from shoal.commands.output import ExitCode, excerpt, print_json
 from shoal.sync import Client
 
 # A stream ends and another begins after so many lines, so that none outlives the age a server allows connections.
@@ -25,8 +25,9 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "classify",
         parents=[shared],
-        help="score texts with a classifier",
-        description="Scores TEXTs, or the lines of a file or of standard input in their order.",
+        help="score texts, or label their tokens, with a classifier",
+        description="Scores TEXTs, or the lines of a file or of standard input in their order. A token model finds "
+        "spans in them.",
     )
     parser.add_argument("model", type=named_model, metavar="MODEL", help="NAME, NAME@VERSION or NAME@LABEL")
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="what to classify; without any, lines are read")
@@ -40,6 +41,17 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, metavar="N", help="labels to show (default: the best; with --json all)")
     parser.add_argument("--scores", choices=("probabilities", "logits"), help="default: probabilities")
     parser.add_argument("--overflow", choices=("refuse", "truncate_end", "truncate_start", "windows"))
+    parser.add_argument("--pooling", choices=("mean", "max"), help="how windows are joined (default: mean)")
+    parser.add_argument(
+        "--aggregation",
+        choices=("none", "simple", "first", "average", "max"),
+        help="token models: how tokens become spans, as in transformers' pipeline (default: none)",
+    )
+    parser.add_argument(
+        "--ignore-labels",
+        metavar="NAMES",
+        help='token models: spans to leave out, with commas between; "" leaves none out (default: O)',
+    )
     parser.add_argument("--priority", choices=("low", "normal", "high"))
     add_json_option(parser)
     parser.set_defaults(run=run)
@@ -60,45 +72,49 @@ def _options(arguments: argparse.Namespace) -> types.ClassifyOptions:
     options = types.ClassifyOptions(version=model.version, label=model.label)
     if arguments.top_k is not None:
         options["top_k"] = arguments.top_k
-    elif not arguments.json:
-        options["top_k"] = 1
     if arguments.scores:
         options["scores"] = arguments.scores
     if arguments.overflow:
         options["overflow"] = arguments.overflow
+    if arguments.pooling:
+        options["pooling"] = arguments.pooling
+    if arguments.aggregation:
+        options["aggregation"] = arguments.aggregation
+    if arguments.ignore_labels is not None:
+        options["ignore_labels"] = [name for name in arguments.ignore_labels.split(",") if name]
     if arguments.priority:
         options["priority"] = arguments.priority
     return options
 
 
+def _num_labels(arguments: argparse.Namespace) -> int | None:
+    """How many labels are shown of each input; None: what the server sent."""
+    return 1 if arguments.top_k is None else None
+
+
 def _classify_texts(client: Client, arguments: argparse.Namespace) -> int:
-    inputs = [parse_line(number, text, arguments.lines) for number, text in enumerate(arguments.texts, start=1)]
-    reply = client.classify(arguments.model.name, inputs, **_options(arguments))
+    lines = [_line(number, text, arguments.lines) for number, text in enumerate(arguments.texts, start=1)]
+    reply = client.classify(arguments.model.name, [line.content for line in lines], **_options(arguments))
     if arguments.json:
         print_json(reply)
-        return ExitCode.OK
-    rows = [
-        (excerpt(text) if place == 0 else "", scored.label, f"{scored.score:.4f}")
-        for text, result in zip(arguments.texts, reply, strict=True)
-        for place, scored in enumerate(result.ranking)
-    ]
-    print_table(("text", "label", ">score"), rows, title=f"{reply.served_by.model}@{reply.served_by.version}")
+    else:
+        print_reply(reply, lines, _num_labels(arguments))
     return ExitCode.OK
 
 
 def _classify_lines(client: Client, arguments: argparse.Namespace) -> int:
-    lines = enumerate(read_lines(arguments.file))
+    numbered = enumerate(read_lines(arguments.file))
     num_lines = num_failed = 0
     first_failure = ""
-    while (first := next(lines, None)) is not None:
-        texts: dict[int, str] = {}
-        inputs = _parse(chain([first], islice(lines, LINES_PER_STREAM - 1)), arguments.lines, texts)
+    while (first := next(numbered, None)) is not None:
+        lines: dict[int, Line] = {}
+        inputs = _parse(chain([first], islice(numbered, LINES_PER_STREAM - 1)), arguments.lines, lines)
         offset = first[0]
         with client.classify_stream(arguments.model.name, inputs, **_options(arguments)) as outcomes:
             for outcome in outcomes:
                 index = offset + outcome.index
                 num_lines += 1
-                _print_outcome(index, outcome, texts.pop(index, ""), as_json=arguments.json)
+                print_outcome(index, outcome, lines.pop(index), _num_labels(arguments), as_json=arguments.json)
                 if outcome.error is not None:
                     num_failed += 1
                     first_failure = first_failure or f"line {index + 1}: {outcome.error}"
@@ -108,39 +124,11 @@ def _classify_lines(client: Client, arguments: argparse.Namespace) -> int:
     return ExitCode.OK
 
 
-def _parse(lines: Iterator[tuple[int, str]], kind: str, texts: dict[int, str]) -> Iterator[types.ClassifyInput]:
-    for index, line in lines:
-        texts[index] = excerpt(line)
-        yield parse_line(index + 1, line, kind)
+def _parse(numbered: Iterator[tuple[int, str]], kind: str, lines: dict[int, Line]) -> Iterator[types.ClassifyInput]:
+    for index, text in numbered:
+        lines[index] = _line(index + 1, text, kind)
+        yield lines[index].content
 
 
-def _print_outcome(index: int, outcome: types.StreamedClassification, text: str, *, as_json: bool) -> None:
-    if as_json:
-        print_json({"index": index, **_as_json(outcome)})
-    elif outcome.error is not None:
-        sys.stdout.write(f"error\t{outcome.error.code.name}\t{text}\n")
-    elif outcome.result is not None:
-        scored = "\t".join(f"{label}\t{score:.4f}" for label, score in outcome.result.ranking)
-        sys.stdout.write(f"{scored}\t{text}\n")
-    sys.stdout.flush()  # whoever feeds the pipe may wait for the answer
-
-
-def _as_json(outcome: types.StreamedClassification) -> dict[str, object]:
-    if outcome.error is not None:
-        return {"error": _error_as_json(outcome.error)}
-    assert outcome.result is not None
-    assert outcome.served_by is not None
-    result = outcome.result
-    return {
-        "labels": result.labels,
-        "scores": result.scores,
-        "num_input_tokens": result.num_input_tokens,
-        "num_dropped_tokens": result.num_dropped_tokens,
-        "num_windows": result.num_windows,
-        "model": outcome.served_by.model,
-        "version": outcome.served_by.version,
-    }
-
-
-def _error_as_json(error: RpcError) -> dict[str, object]:
-    return {"code": error.code.name, "reason": error.reason, "message": error.message, "violations": error.violations}
+def _line(number: int, text: str, kind: str) -> Line:
+    return Line(text=excerpt(text), content=parse_line(number, text, kind))

@@ -1,13 +1,15 @@
 """A real gRPC server on loopback whose answers are made up, in a thread with an event loop of its own.
 
 What it does depends on the name of the model: "flaky" is UNAVAILABLE twice with pushback, "missing" is not there,
-"silent" never answers, "endless" streams until cancelled, "dying" breaks off. Every call is recorded.
+"silent" never answers, "endless" streams until cancelled, "dying" breaks off, "ner" labels tokens. Every call is
+recorded.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import threading
 import time
 from collections import Counter
@@ -33,6 +35,7 @@ from shoal.v1 import (
 )
 
 LABELS = ["short", "long", "pair", "tokens"]
+HEADS = {"ner": classify_pb2.HEAD_KIND_TOKEN}
 PUSHBACK_MS = 30
 
 
@@ -147,6 +150,14 @@ def score(item: classify_pb2.ClassifyInput) -> classify_pb2.Classification:
     )
 
 
+def tag(item: classify_pb2.ClassifyInput) -> classify_pb2.Classification:
+    """What a token head says: names are words with a capital; of token ids it is the second."""
+    words = [(match.start(), match.end()) for match in re.finditer(r"\b[A-Z]\w*", item.text)]
+    places = [(1, 2)] if item.HasField("token_ids") else words
+    spans = [classify_pb2.TokenSpan(label="PER", score=0.75, start=start, end=end) for start, end in places]
+    return classify_pb2.Classification(token_spans=spans, num_input_tokens=len(item.text) + 2, num_windows=1)
+
+
 def timings() -> common_pb2.Timings:
     return common_pb2.Timings(
         tokenize=Duration(nanos=1_000_000), queue=Duration(nanos=2_000_000), run=Duration(seconds=1)
@@ -165,8 +176,8 @@ class FakeClassify(Servicer, classify_pb2_grpc.ClassifyServiceServicer):
             served_by=common_pb2.ServedBy(model=request.model.name, version=request.model.version or 7),
             timings=timings(),
             labels=LABELS,
-            head=classify_pb2.HEAD_KIND_SINGLE_LABEL,
-            results=[score(item) for item in request.inputs],
+            head=HEADS.get(request.model.name, classify_pb2.HEAD_KIND_SINGLE_LABEL),
+            results=[(tag if request.model.name in HEADS else score)(item) for item in request.inputs],
         )
 
     async def StreamClassify(self, requests: Any, context: Any) -> AsyncIterator[classify_pb2.StreamClassifyResponse]:  # noqa: N802
@@ -182,7 +193,7 @@ class FakeClassify(Servicer, classify_pb2_grpc.ClassifyServiceServicer):
                     continue
                 if model == "dying" and self.record.num_items_read > 3:
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "the engine was lost")
-                held.append(self.answer(request.item, labelled=labelled))
+                held.append(self.answer(model, request.item, labelled=labelled))
                 labelled = labelled or held[-1].HasField("result")
                 if len(held) == 3 or model == "prompt":  # else answers leave in threes, the second and third swapped
                     for response in held[:1] + held[:0:-1]:
@@ -194,16 +205,18 @@ class FakeClassify(Servicer, classify_pb2_grpc.ClassifyServiceServicer):
             if model == "silent":
                 await self.hang()
 
-    def answer(self, item: classify_pb2.StreamClassifyItem, *, labelled: bool) -> classify_pb2.StreamClassifyResponse:
+    def answer(
+        self, model: str, item: classify_pb2.StreamClassifyItem, *, labelled: bool
+    ) -> classify_pb2.StreamClassifyResponse:
         if item.input.WhichOneof("content") == "text" and not item.input.text:
             return classify_pb2.StreamClassifyResponse(id=item.id, error=bad_request("input.text", "is empty"))
         return classify_pb2.StreamClassifyResponse(
             id=item.id,
-            result=score(item.input),
+            result=tag(item.input) if model in HEADS else score(item.input),
             served_by=common_pb2.ServedBy(model="demo", version=7),
             timings=timings(),
             labels=[] if labelled else LABELS,
-            head=classify_pb2.HEAD_KIND_SINGLE_LABEL,
+            head=HEADS.get(model, classify_pb2.HEAD_KIND_SINGLE_LABEL),
         )
 
 

@@ -44,6 +44,25 @@ async def test_classify_reads_every_kind_of_input_and_names_its_labels(server: F
     assert (request.options.top_k, request.model.version) == (2, 3)
 
 
+async def test_spans_of_a_token_head_and_its_options(server: FakeServer) -> None:
+    async with AsyncClient(server.address) as client:
+        reply = await client.classify("ner", ["met Anna", [5, 6]], aggregation="max", ignore_labels=["O", "LOC"])
+        streamed = [outcome async for outcome in client.classify_stream("ner", ["met Anna"], aggregation="simple")]
+        await client.classify("demo", "x", overflow="windows", pooling="max", ignore_labels=[])
+    anna = types.TokenSpan(label="PER", score=0.75, start=4, end=8)
+    assert reply.head == "token"
+    assert [result.spans for result in reply] == [(anna,), (types.TokenSpan(label="PER", score=0.75, start=1, end=2),)]
+    assert reply[0].labels == reply[0].scores == ()
+    assert streamed[0].result is not None
+    assert streamed[0].result.spans == (anna,)
+    first, second, third = (call.request for call in server.record.calls)
+    assert (first.options.aggregation, list(first.options.ignore_labels.names)) == (5, ["O", "LOC"])
+    assert second.start.options.aggregation == 2
+    assert not second.start.options.HasField("ignore_labels")
+    assert third.options.HasField("ignore_labels")
+    assert third.options.pooling == 2
+
+
 @pytest.mark.parametrize(("one", "label"), [("x", "short"), (("a", "b"), "pair"), ([1, 2, 3], "tokens")])
 async def test_a_single_input_needs_no_list(server: FakeServer, one: types.ClassifyInput, label: str) -> None:
     async with AsyncClient(server.address) as client:
@@ -127,6 +146,9 @@ async def test_not_found_carries_reason_and_metadata(server: FakeServer) -> None
         ({"scores": "odds"}, "options.scores"),
         ({"overflow": "explode"}, "options.overflow"),
         ({"top_k": -1}, "options.top_k"),
+        ({"pooling": "sum"}, "options.pooling"),
+        ({"aggregation": "last"}, "options.aggregation"),
+        ({"ignore_labels": "O"}, "options.ignore_labels"),
         ({"timeout": 0}, "timeout"),
         ({"request_id": "x" * 65}, "request_id"),
         ({"request_id": "line\nbreak"}, "request_id"),

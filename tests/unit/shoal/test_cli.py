@@ -98,6 +98,7 @@ def test_a_file_is_streamed_in_order_over_several_streams(
         "index": 0,
         "labels": [],
         "scores": [],
+        "spans": [],
         "num_input_tokens": len("line 0") + 2,
         "num_dropped_tokens": 0,
         "num_windows": 1,
@@ -131,6 +132,41 @@ def test_pairs_and_json_lines(shoal: Any, tmp_path: Path) -> None:
     path.write_text('"x"\n{"text": "x"}\n{"first": "a", "second": "b"}\n{"token_ids": [1, 2]}\n')
     _, out, _ = shoal("classify", "demo", "--file", path, "--lines", "json", "--top-k", "1")
     assert [line.split("\t")[0] for line in out.splitlines()] == ["short", "short", "pair", "tokens"]
+
+
+def test_spans_become_a_table_of_what_they_cover(shoal: Any, server: FakeServer) -> None:
+    code, out, err = shoal("classify", "ner", "we met Anna and Bo", "nobody", "--aggregation", "simple")
+    rows = [line.split() for line in out.splitlines() if "0.75" in line]
+    assert (code, err) == (0, "")
+    assert rows == [
+        ["we", "met", "Anna", "and", "Bo", "Anna", "PER", "0.7500", "7-11"],
+        ["Bo", "PER", "0.7500", "16-18"],
+    ]
+    assert server.record.calls[0].request.options.aggregation == 2
+
+
+def test_spans_of_lines_stand_before_the_text(shoal: Any, server: FakeServer, tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    path.write_text('"Zoë met Anna"\n"nobody"\n{"token_ids": [5, 6]}\n')
+    arguments = ("classify", "ner", "--file", path, "--lines", "json", "--ignore-labels", "O,MISC")
+    code, out, _ = shoal(*arguments)
+    assert code == 0
+    assert out.splitlines() == [
+        'PER\t0.7500\tZoë\tPER\t0.7500\tAnna\t"Zoë met Anna"',
+        '"nobody"',
+        'PER\t0.7500\t6\t{"token_ids": [5, 6]}',
+    ]
+    assert list(server.record.calls[0].request.start.options.ignore_labels.names) == ["O", "MISC"]
+    first = as_json_lines(shoal(*arguments, "--json")[1])[0]
+    assert first["spans"][1] == {"label": "PER", "score": 0.75, "start": 8, "end": 12}
+
+
+def test_window_pooling_and_no_label_left_out_travel(shoal: Any, server: FakeServer) -> None:
+    shoal("classify", "demo", "x", "--overflow", "windows", "--pooling", "max", "--ignore-labels", "")
+    options = server.record.calls[0].request.options
+    assert options.pooling == 2
+    assert options.HasField("ignore_labels")
+    assert not options.ignore_labels.names
 
 
 @pytest.mark.parametrize(
