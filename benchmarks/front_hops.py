@@ -33,7 +33,7 @@ from shoal_server.front.credentials import TokenBook
 from shoal_server.front.front import Front
 from shoal_server.front.interceptors import Interceptors
 from shoal_server.front.routing import ModelReference, VersionKey
-from shoal_server.front.scores import Scores, merge_windows, score
+from shoal_server.front.scores import Pooling, Scores, merge_windows, score
 from shoal_server.front.version_text import load_version_text
 from shoal_server.ipc.channel import Channel, ChannelClosed, listen
 from shoal_server.ipc.messages import (
@@ -180,7 +180,7 @@ class _Bench:
 
     def _score(self) -> Scores:
         weights = [[1]] * len(self._logits)
-        logits_NL = merge_windows(self._logits.tobytes(), self._logits.shape[1], weights)
+        logits_NL = merge_windows(self._logits.tobytes(), self._logits.shape[1], weights, Pooling.MEAN)
         return score(logits_NL, head=self._text.manifest.head, as_logits=False, top_k=0)
 
     def _time_reply(self) -> float:
