@@ -16,10 +16,13 @@ from shoal_models.compute import Compute, convert, prepack_linears
 from shoal_models.describe import has_token_head
 from shoal_models.execution import ONE_BY_ONE, Execution
 from shoal_models.heads import Head
+from shoal_models.kept_linears import keep_linears_read_by_others
 from shoal_models.manifest import Manifest
-from shoal_models.packed import PackedRow
+from shoal_models.packed import PackedRow, pack
 from shoal_models.padded import PlainForward
-from shoal_models.probe import end_id_of
+from shoal_models.probe import end_id_of, plain_id_of
+
+_TRIAL_TOKENS = 8
 
 
 class LoadedClassifier:
@@ -32,6 +35,9 @@ class LoadedClassifier:
         self.device: torch.device = next(model.parameters()).device
         self.takes_types = takes_types(model)
         self.end_id = end_id_of(model.config)  # what every sequence must end with; None: nothing
+        self._plain_id = plain_id_of(model.config.get_text_config())
+        if hasattr(model.base_model, "set_attention_type"):  # BigBird's would depend on the lengths that came before
+            model.base_model.set_attention_type("original_full")
         self._model: Any = model
         self.way = ONE_BY_ONE  # see `run`
         self._own_attention = str(model.config._attn_implementation)  # noqa: SLF001
@@ -63,10 +69,38 @@ class LoadedClassifier:
                 logits = self._plain.one_by_one(row)
             return logits.float()
 
+    def trial_row(self, num_tokens: int) -> PackedRow:
+        """One sequence that means nothing, for a forward whose answer does not matter."""
+        ids = [self._plain_id] * num_tokens
+        if self.end_id is not None:
+            ids[-1] = self.end_id
+        return pack([ids], device=self.device)
+
     def cast(self, compute: Compute) -> None:
-        """Bring the weights, still as they were loaded, into the form they are served in."""
+        """Bring the weights, still as they were loaded, into the form they are served in.
+
+        A model with a step that is not to be had in that dtype, such as a Fourier transform in bfloat16, keeps the
+        rounded weights and computes in float32.
+        """
         convert(self._model, compute)
+        if compute.computed != torch.float32 and not self._runs():
+            compute = Compute(rounded=compute.rounded, computed=torch.float32)
+            convert(self._model, compute)
         if self.device.type == "cpu" and compute.computed == torch.bfloat16:
+            keep_linears_read_by_others(self._model, self._try)
             prepack_linears(self._model)
             self._head = Head(self._model, self.way.reads)
         self.compute_dtype = compute.name
+
+    def _runs(self) -> bool:
+        """Whether a forward comes to its end."""
+        try:
+            self._try()
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, ValueError):
+            return False
+        return True
+
+    def _try(self) -> None:
+        self.logits(self.trial_row(min(_TRIAL_TOKENS, self.manifest.max_tokens)))

@@ -7,6 +7,7 @@ gives any other answer is never served.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +23,7 @@ from shoal_models.padded import Side
 from shoal_models.probe import ProbeFailure, compare, first_line, made_up_sequences, special_ids
 
 _LENGTHS = (7, 1, 12, 3, 9, 9, 100)  # the last reaches beyond the windows of local attention
+_LONGEST_MINIMUM = 8  # Funnel's forward fails for fewer than 3 tokens
 _SECOND_STARTS = (-1, -1, 5, 2, 8, 1, 60)  # where the second text begins
 _WITH_SPECIALS = (2, 4, 6)
 _ONE_BATCH = 10**6  # a forward is so dear that all sequences share one
@@ -29,10 +31,13 @@ _FORWARD_TOKENS = {"cpu": 16, "cuda": 2048}  # tokens that cost as much as one m
 
 
 def choose_execution(loaded: LoadedClassifier, model: Any) -> Execution:
-    """The fastest way that is proven right; `loaded` runs it from now on."""
-    rows = _rows(loaded, model)
+    """The fastest way that is proven right; `loaded` runs it from now on.
+
+    Raises:
+        ProbeFailure: transformers' own forward fails.
+    """
     loaded.run(ONE_BY_ONE)
-    expected = [loaded.logits(row) for row in rows]
+    rows, expected = _expected(loaded, model.config.get_text_config())
     failures: dict[Way, str] = {}
     for candidate in _candidates(loaded, model):
         try:
@@ -78,12 +83,33 @@ def _logits(loaded: LoadedClassifier, row: PackedRow) -> Tensor:
         raise ProbeFailure(first_line(error)) from error
 
 
-def _rows(loaded: LoadedClassifier, model: Any) -> list[PackedRow]:
-    """All sequences together, with types where they are told apart; and the shortest alone."""
-    config = model.config.get_text_config()
+def _fewest_tokens(loaded: LoadedClassifier) -> int:
+    """The shortest sequence that the model's own forward takes."""
+    for num_tokens in range(1, _LONGEST_MINIMUM):
+        with contextlib.suppress(ProbeFailure):
+            _logits(loaded, loaded.trial_row(num_tokens))
+            return num_tokens
+    _logits(loaded, loaded.trial_row(_LONGEST_MINIMUM))
+    return _LONGEST_MINIMUM
+
+
+def _expected(loaded: LoadedClassifier, config: Any) -> tuple[list[PackedRow], list[Tensor]]:
+    """Rows, with special tokens unless the model's own forward fails for them, and what it answers."""
+    fewest_tokens = _fewest_tokens(loaded)
     specials = special_ids(config)
+    rows = _rows(loaded, config, fewest_tokens, specials)
+    try:
+        return rows, [_logits(loaded, row) for row in rows]
+    except ProbeFailure:
+        rows = _rows(loaded, config, fewest_tokens, [])
+        return rows, [_logits(loaded, row) for row in rows]
+
+
+def _rows(loaded: LoadedClassifier, config: Any, fewest_tokens: int, specials: list[int]) -> list[PackedRow]:
+    """All sequences together, with types where they are told apart; and the shortest alone."""
     limit = loaded.manifest.max_tokens
-    sequences = made_up_sequences(tuple(min(n, limit) for n in _LENGTHS), int(config.vocab_size), frozenset(specials))
+    lengths = tuple(min(max(n, fewest_tokens), limit) for n in _LENGTHS)
+    sequences = made_up_sequences(lengths, int(config.vocab_size), frozenset(special_ids(config)))
     for index in _WITH_SPECIALS:
         for place, special in zip(range(1, len(sequences[index]) - 1), specials, strict=False):
             sequences[index][place] = special

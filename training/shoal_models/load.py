@@ -149,8 +149,11 @@ def _classifier(model: Any, manifest: Manifest, proven: Proven) -> LoadedClassif
     known = proven.of(manifest)
     if isinstance(known, Execution):
         loaded.run(known)
-    else:
+        return loaded
+    try:
         proven.add(manifest, choose_execution(loaded, model))
+    except ProbeFailure as failure:
+        raise LoadError(f"{manifest.architecture} does not run on token ids alone: {failure}") from failure
     return loaded
 
 

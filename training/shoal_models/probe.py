@@ -112,6 +112,12 @@ def special_ids(config: Any) -> list[int]:
     return sorted({value for value in values if type(value) is int and 0 <= value < size})
 
 
+def plain_id_of(config: Any) -> int:
+    """A token to which the configuration gives no meaning."""
+    specials = special_ids(config)
+    return next((token for token in range(int(config.vocab_size)) if token not in specials), 0)
+
+
 def end_id_of(config: Any) -> int | None:
     """The token that every sequence of an encoder-decoder must end with, since its classifiers read there."""
     end_id = getattr(config, "eos_token_id", None)

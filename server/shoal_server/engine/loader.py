@@ -122,7 +122,7 @@ class Loader:
             path, manifest, dtype=self._device.dtype, device=self._device.torch_device, proven=self._proven
         )
         if isinstance(model, LoadedClassifier):
-            _warm_up_classifier(model, self._device.torch_device)
+            _check_finite(model.logits(model.trial_row(min(_WARM_UP_TOKENS, manifest.max_tokens))))
             memory = _memory(need, model)
             return ReadyClassifier(
                 key=key, manifest=manifest, model=model, memory=memory, load_s=time.monotonic() - began_s
@@ -184,15 +184,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means a lack of memory; on a CPU torch says so only in words."""
     words = "can't allocate memory" in str(error) or "not enough memory" in str(error)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, RuntimeError) and words)
-
-
-@torch.inference_mode()
-def _warm_up_classifier(model: LoadedClassifier, device: torch.device) -> None:
-    ids_T = torch.zeros(_WARM_UP_TOKENS, dtype=torch.int64, device=device)
-    if model.end_id is not None:
-        ids_T[-1] = model.end_id
-    positions_T = torch.arange(_WARM_UP_TOKENS, device=device)
-    _check_finite(model.logits(PackedRow(ids_T=ids_T, positions_T=positions_T, starts=(0, _WARM_UP_TOKENS))))
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ from ragged import alone, ragged
 from shoal_models.classifier import LoadedClassifier
 from shoal_models.classifier_probe import choose_execution
 from shoal_models.execution import Execution
-from shoal_models.load import Proven, load_version
+from shoal_models.load import LoadError, Proven, load_version
 from shoal_models.packed import pack
 from tiny_models import CLASSIFIERS, CPU, OTHER_CLASSIFIERS, Published, tiny_model
 from torch import Tensor, nn
@@ -153,3 +153,22 @@ def test_sequences_of_the_probe_fit_into_short_models(publish: Callable[..., Pub
     published = publish(tiny_model("BertForSequenceClassification", config), "classifier")
     assert published.manifest.max_tokens == 24
     assert published.load().execution == "packed"
+
+
+def test_lengths_that_transformers_itself_refuses_are_not_probed(publish: Callable[..., Published]) -> None:
+    """Funnel's forward fails for fewer than three tokens, and for padding tokens inside a sequence."""
+    published = publish(tiny_model("FunnelForSequenceClassification", OTHER_CLASSIFIERS["Funnel"]()), "classifier")
+    loaded = published.load()
+    assert loaded.execution.startswith("padded: ")
+    sequences = [ids for ids in ragged(3, 12, 30) if len(ids) > 2]
+    expected = alone(published.model, sequences)
+    torch.testing.assert_close(loaded.logits(pack(sequences, device=CPU)), expected, atol=1e-4, rtol=0)
+
+
+def test_a_model_that_needs_more_than_token_ids_is_refused(bert: Published, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(*_: Any, **__: Any) -> None:
+        raise ValueError("You have to specify bbox")
+
+    monkeypatch.setattr("transformers.BertForSequenceClassification.forward", forward)
+    with pytest.raises(LoadError, match="does not run on token ids alone: ValueError: You have to specify bbox"):
+        bert.load()
