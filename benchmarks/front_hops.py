@@ -24,6 +24,7 @@ import numpy as np
 from shoal.v1 import classify_pb2, common_pb2
 from shoal_server.config import ServerConfig
 from shoal_server.engine.batcher import Batcher
+from shoal_server.engine.request import VersionKey as EngineVersionKey
 from shoal_server.engine.request import classify_request
 from shoal_server.front import convert, convert_classify
 from shoal_server.front.admission import Work
@@ -90,7 +91,8 @@ class _Bench:
         self._front = Front(_startup(folder), lambda _: None)
         self._classifier = Classifier(self._front.tokenizers, self._front.engines)
         self._reference = ModelReference(name=model)
-        self._batcher = Batcher(self._front.config.classify)
+        self._batcher = Batcher(token_budget=1024, max_waiting_tokens=self._front.config.classify.max_waiting_tokens)
+        self._batcher.add_version(EngineVersionKey(model, self._text.manifest.version))
         shape = (num_texts, len(self._text.manifest.labels))
         self._logits = np.random.default_rng(0).normal(size=shape).astype("<f4")
 
@@ -154,8 +156,10 @@ class _Bench:
     def _queue(self, call: ClassifyCall) -> None:
         self._batcher.add(classify_request(call, 1, self._text.manifest, arrival=0, now_s=0.0), 0.0)
         first = 0
-        while (plan := self._batcher.plan(1.0, may_wait=False)) is not None:
-            self._batcher.commit(plan, self._logits[first : first + plan.num_sequences])
+        version = EngineVersionKey(call.model, call.version)
+        while (plan := self._batcher.plan(version, 1.0, may_wait=False)) is not None:
+            logits_RL = self._logits[first : first + plan.num_sequences]
+            self._batcher.commit(plan, logits_RL, began_s=1.0, ended_s=1.005)
             first += plan.num_sequences
 
     async def _round_trip(self, call: ClassifyCall) -> None:

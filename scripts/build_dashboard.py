@@ -215,6 +215,32 @@ ENGINE = Row(
             ),
         ),
         Panel(
+            title="Longest wait for company",
+            description="How long an idle engine keeps a lone Classify call waiting. Adapts; 0 where it does not pay.",
+            unit="s",
+            queries=(
+                Query(
+                    expr=f"max by (instance, engine, model) (shoal_batch_max_wait_seconds{{{WHERE}}})",
+                    legend="{{model}} {{instance}} engine {{engine}}",
+                ),
+            ),
+        ),
+        Panel(
+            title="Cost of a Classify forward",
+            description="Learned: what a forward costs however few its tokens, and what a thousand tokens add.",
+            unit="s",
+            queries=(
+                Query(
+                    expr=f"max by (model) (shoal_forward_fixed_seconds{{{WHERE}}})",
+                    legend="fixed {{model}}",
+                ),
+                Query(
+                    expr=f"1000 * max by (model) (shoal_forward_token_seconds{{{WHERE}}})",
+                    legend="1,000 tokens {{model}}",
+                ),
+            ),
+        ),
+        Panel(
             title="Time of a step",
             description="One forward pass with its sampling.",
             unit="s",

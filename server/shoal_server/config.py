@@ -70,8 +70,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class ClassifyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Dynamic batching of Classify."""
 
-    token_budget: int = 1024  # most tokens of one packed forward; a longer sequence goes alone
-    max_wait_ms: float = 2.0  # longest that a sequence waits for company while the engine is idle
+    token_budget: int | None = None  # most tokens of one packed forward; unset: what suits the device
     max_waiting_tokens: int = 262_144  # queue bound of each engine, in tokens
 
 
@@ -144,7 +143,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "engine.memory_limit_bytes": (2**20, 2**50),
     "engine.max_restart_backoff_s": (0.1, 3600),
     "classify.token_budget": (16, 2**20),
-    "classify.max_wait_ms": (0, 10_000),
     "classify.max_waiting_tokens": (16, 2**31),
     "generate.token_budget": (16, 2**20),
     "generate.max_running": (1, 4096),

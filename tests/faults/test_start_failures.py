@@ -97,7 +97,7 @@ def test_config_show_prints_what_config_check_takes(tmp_path: Path) -> None:
     path = tmp_path / "shoal.yaml"
     path.write_text(shown.stdout)
     assert shoal("config", "check", str(path)).returncode == 0
-    path.write_text(shown.stdout.replace("token_budget: 1024", "token_budget: many"))
+    path.write_text(shown.stdout.replace("token_budget: 512", "token_budget: many"))
     wrong = shoal("config", "check", str(path))
     assert wrong.returncode != 0
     assert "token_budget" in wrong.stderr

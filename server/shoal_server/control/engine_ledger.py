@@ -21,7 +21,10 @@ from shoal_server.ipc.messages import (
 
 _COUNTERS = ("num_steps", "busy_s", "num_sequences", "num_tokens", "budget_tokens", "num_preempted", "num_expired")
 _BUCKETS = ("batch_sequences_buckets", "batch_tokens_buckets", "inference_s_buckets")
-_GAUGES = ("num_running", "num_waiting", "kv_blocks_used", "kv_blocks_total")
+_GAUGES = (
+    "num_running", "num_waiting", "kv_blocks_used", "kv_blocks_total",
+    "max_wait_s", "forward_fixed_s", "forward_token_s",
+)  # fmt: skip
 
 
 @dataclass(slots=True, kw_only=True)
@@ -84,6 +87,8 @@ class EngineLedger:
             _add_engine(table, str(engine_id), engine)
             for key, model in engine.models.items():
                 _add_model(table, key, model)
+                if model.last is not None:
+                    _add_batching(table, str(engine_id), key, model.last)
 
 
 def _update(ledger: _ModelLedger, now: ModelStatistics) -> None:
@@ -153,6 +158,27 @@ def _add_model(table: SeriesTable, key: VersionKey, ledger: _ModelLedger) -> Non
         table.gauge(
             "shoal_batch_fill_ratio", "Share of the token budget used by the last second's steps.", labels, ledger.fill
         )
+
+
+def _add_batching(table: SeriesTable, engine: str, key: VersionKey, last: ModelStatistics) -> None:
+    """What an engine has learned of a classifier; nothing as long as no forward has run."""
+    if last.forward_fixed_s + last.forward_token_s <= 0:
+        return
+    labels = {"engine": engine, "model": key.model, "version": str(key.version)}
+    for name, text, value in (
+        (
+            "shoal_batch_max_wait_seconds",
+            "How long a lone Classify call may be kept waiting for company; adapts.",
+            last.max_wait_s,
+        ),
+        (
+            "shoal_forward_fixed_seconds",
+            "What a Classify forward costs, however few its tokens; learned.",
+            last.forward_fixed_s,
+        ),
+        ("shoal_forward_token_seconds", "What each token of a Classify forward adds; learned.", last.forward_token_s),
+    ):
+        table.gauge(name, text, labels, value)
 
 
 def _add_counters(table: SeriesTable, labels: dict[str, str], part: ModelStatistics) -> None:

@@ -28,13 +28,11 @@ from shoal_server.engine.request import (
 from shoal_server.engine.sampler import Choices, NotFiniteLogits
 from shoal_server.engine.scheduler import Scheduler, StepPlan
 from shoal_server.engine.statistics import Gauges, Statistics
-from shoal_server.engine.turns import Source, Turns
+from shoal_server.engine.turns import Turns
 from shoal_server.engine.versions import Versions
 from shoal_server.errors import Exhausted, InternalFault, ServerError, WrongModelKind
 from shoal_server.ipc.messages import Abort, CallFailed, ClassifyCall, GenerateCall, Message, ModelStatistics
 from shoal_server.log import Log
-
-_CLASSIFY: Source = None
 
 _log = Log(__name__)
 
@@ -56,7 +54,8 @@ class Calls:
         self._versions = versions
         self._device = device
         self._reply = reply
-        self._batcher = Batcher(config.classify)
+        self._token_budget = config.classify.token_budget or device.classify_token_budget
+        self._batcher = Batcher(token_budget=self._token_budget, max_waiting_tokens=config.classify.max_waiting_tokens)
         self._schedulers: dict[VersionKey, Scheduler] = {}
         self._block_bytes: dict[VersionKey, int] = {}  # one KV block of a generator
         self._open: dict[int, dict[CallKey, VersionKey]] = {}  # by peer: its open calls
@@ -98,20 +97,23 @@ class Calls:
             allocator = BlockAllocator(num_blocks=ready.cache.num_blocks, block_tokens=ready.cache.block_tokens)
             self._block_bytes[ready.key] = ready.cache.num_bytes // ready.cache.num_blocks
             self._schedulers[ready.key] = Scheduler(ready.key, self._config.generate, allocator)
+        else:
+            self._batcher.add_version(ready.key)
 
     def remove_version(self, key: VersionKey) -> None:
         """Forget a version on which nothing runs."""
         assert self.num_open(key) == 0, "only idle versions are removed"
-        self._schedulers.pop(key, None)
-        self._block_bytes.pop(key, None)
-        self._batcher.remove_version(key)
+        if self._schedulers.pop(key, None) is not None:
+            del self._block_bytes[key]
+        else:
+            self._batcher.remove_version(key)
         self._turns.forget(key)
         self._statistics.forget(key)
 
     def num_open(self, key: VersionKey) -> int:
         """Calls on a version that are not answered."""
         scheduler = self._schedulers.get(key)
-        return scheduler.num_open if scheduler else self._batcher.num_open(key)
+        return scheduler.num_open if scheduler else self._batcher.queue(key).num_open
 
     def untouched_cache_bytes(self) -> int:
         """KV caches' memory that counts as free but is promised; called by the loader thread."""
@@ -129,14 +131,13 @@ class Calls:
         """Answer what has expired and run one forward; False when there was nothing to run."""
         now_s = time.monotonic()
         self._expire(now_s)
-        generating: list[Source] = [key for key, scheduler in self._schedulers.items() if scheduler.num_open]
-        ready = [*generating, _CLASSIFY] if self._batcher.has_waiting() else generating
+        ready = [key for key, scheduler in self._schedulers.items() if scheduler.num_open] + self._batcher.waiting()
         if not ready:
             return False
-        source = self._turns.choose(ready)
-        if source is None:
-            return self._classify(now_s, may_wait=not generating)
-        return self._generate(source, now_s)
+        version = self._turns.choose(ready)
+        if version in self._schedulers:
+            return self._generate(version, now_s)
+        return self._classify(version, now_s, may_wait=len(ready) == 1)
 
     def statistics(self, served: Sequence[VersionKey]) -> list[ModelStatistics]:
         """Counters and gauges of the versions that are served."""
@@ -172,24 +173,24 @@ class Calls:
             self._statistics.record_expired(request.version)
             self._answer(request.key, replies.expired(request, now_s))
 
-    def _classify(self, now_s: float, *, may_wait: bool) -> bool:
-        plan = self._batcher.plan(now_s, may_wait=may_wait)
+    def _classify(self, version: VersionKey, now_s: float, *, may_wait: bool) -> bool:
+        plan = self._batcher.plan(version, now_s, may_wait=may_wait)
         if plan is None:
             return False
         try:
             logits_RL = self._runner.classify(plan)
         except Exception as error:
-            self._fail(self._batcher.fail(plan), error)
+            ended_s = self._charge(version, now_s)
+            self._fail(self._batcher.fail(plan, ended_s), error)
             return True
-        ended_s = time.monotonic()
-        for request in self._batcher.commit(plan, logits_RL):
+        ended_s = self._charge(version, now_s)
+        for request in self._batcher.commit(plan, logits_RL, began_s=now_s, ended_s=ended_s):
             self._answer(request.key, replies.classify_done(request, ended_s))
-        self._turns.charge(_CLASSIFY, ended_s - now_s)
         self._statistics.record(
-            plan.version,
+            version,
             num_sequences=plan.num_sequences,
             num_tokens=plan.num_tokens,
-            budget_tokens=self._config.classify.token_budget,
+            budget_tokens=self._token_budget,
             seconds=ended_s - now_s,
         )
         return True
@@ -202,15 +203,16 @@ class Calls:
         try:
             choices = self._runner.generate(plan)
         except NotFiniteLogits as error:
+            self._charge(version, now_s)
             wanted = [piece.request for piece in plan.pieces if piece.wants_token]
             self._fail(scheduler.fail([wanted[row] for row in error.rows]), error)
             return True
         except Exception as error:
+            self._charge(version, now_s)
             self._fail(scheduler.fail([piece.request for piece in plan.pieces]), error)
             return True
-        ended_s = time.monotonic()
+        ended_s = self._charge(version, now_s)
         self._commit_step(scheduler, plan, choices, ended_s)
-        self._turns.charge(version, ended_s - now_s)
         self._statistics.record(
             version,
             num_sequences=len(plan.pieces),
@@ -219,6 +221,12 @@ class Calls:
             seconds=ended_s - now_s,
         )
         return True
+
+    def _charge(self, version: VersionKey, began_s: float) -> float:
+        """Count what a forward had of the device, whatever came of it; returns the time."""
+        ended_s = time.monotonic()
+        self._turns.charge(version, ended_s - began_s)
+        return ended_s
 
     def _commit_step(self, scheduler: Scheduler, plan: StepPlan, choices: Choices, now_s: float) -> None:
         for row, advance in enumerate(scheduler.commit(plan, choices.token_ids, now_s)):
@@ -244,7 +252,13 @@ class Calls:
     def _gauges(self, key: VersionKey) -> Gauges:
         scheduler = self._schedulers.get(key)
         if scheduler is None:
-            return Gauges(num_waiting=self._batcher.num_waiting(key))
+            queue = self._batcher.queue(key)
+            return Gauges(
+                num_waiting=queue.num_sequences,
+                max_wait_s=queue.max_wait_s,
+                forward_fixed_s=queue.cost.fixed_s,
+                forward_token_s=queue.cost.token_s,
+            )
         return Gauges(
             num_running=scheduler.num_running,
             num_waiting=scheduler.num_waiting,

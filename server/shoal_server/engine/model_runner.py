@@ -17,7 +17,7 @@ from shoal_models.manifest import Manifest
 from shoal_models.packed import PackedRow, PagedCache
 from torch import Tensor
 
-from shoal_server.engine.batcher import ClassifyPlan
+from shoal_server.engine.classify_queue import ClassifyPlan
 from shoal_server.engine.request import GenerateRequest, VersionKey
 from shoal_server.engine.sampler import Choices, choose
 from shoal_server.engine.scheduler import StepPlan

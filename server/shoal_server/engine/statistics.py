@@ -18,6 +18,9 @@ class Gauges:
     num_preempted: int = 0
     kv_blocks_used: int = 0
     kv_blocks_total: int = 0
+    max_wait_s: float = 0.0
+    forward_fixed_s: float = 0.0
+    forward_token_s: float = 0.0
 
 
 def _histogram(bounds: tuple[float, ...]) -> list[int]:
@@ -87,4 +90,7 @@ class Statistics:
             num_expired=counters.num_expired,
             kv_blocks_used=gauges.kv_blocks_used,
             kv_blocks_total=gauges.kv_blocks_total,
+            max_wait_s=gauges.max_wait_s,
+            forward_fixed_s=gauges.forward_fixed_s,
+            forward_token_s=gauges.forward_token_s,
         )

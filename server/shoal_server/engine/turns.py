@@ -1,9 +1,8 @@
 """Whose work the device does next: an even share of its time for each model that has any.
 
-All of Classify has one, and so have the versions of a generator together: that two of them run while one drains leaves
-everybody else what they had. A short decode step therefore comes up more often than a long packed forward, and neither
-starves.
-Knows no clock: seconds are passed in.
+Classifiers and generators alike; a short decode step therefore comes up more often than a long packed forward, and
+neither starves. The versions of a model share its part evenly: that two of them run while one drains leaves everybody
+else what they had. Knows no clock: seconds are passed in.
 """
 
 from __future__ import annotations
@@ -14,35 +13,34 @@ from typing import Generic, TypeVar
 from shoal_server.engine.request import VersionKey
 
 Member = TypeVar("Member", bound=Hashable)
-Source = VersionKey | None  # a generator version; None is Classify
 
 
 class Turns:
     """The device seconds of each model, and within it of each version."""
 
     def __init__(self) -> None:
-        self._models: _Shares[str | None] = _Shares()
-        self._versions: dict[str | None, _Shares[Source]] = {}
+        self._models: _Shares[str] = _Shares()
+        self._versions: dict[str, _Shares[VersionKey]] = {}
 
-    def choose(self, ready: Sequence[Source]) -> Source:
-        """The source among those with work whose model has had the least, and in it the version that has."""
-        model = self._models.least(_model(source) for source in ready)
-        return self._shares(model).least(source for source in ready if _model(source) == model)
+    def choose(self, ready: Sequence[VersionKey]) -> VersionKey:
+        """The version to run among those with work: of the model that has had the least the one that has."""
+        model = self._models.least(version.model for version in ready)
+        return self._shares(model).least(version for version in ready if version.model == model)
 
-    def charge(self, source: Source, seconds: float) -> None:
-        """Note that a source was served for so long."""
-        self._models.charge(_model(source), seconds)
-        self._shares(_model(source)).charge(source, seconds)
+    def charge(self, version: VersionKey, seconds: float) -> None:
+        """Note that a version had the device for so long, whatever came of it."""
+        self._models.charge(version.model, seconds)
+        self._shares(version.model).charge(version, seconds)
 
-    def forget(self, source: Source) -> None:
+    def forget(self, version: VersionKey) -> None:
         """A version is gone."""
-        shares = self._shares(_model(source))
-        shares.forget(source)
+        shares = self._shares(version.model)
+        shares.forget(version)
         if shares.is_empty:
-            del self._versions[_model(source)]
-            self._models.forget(_model(source))
+            del self._versions[version.model]
+            self._models.forget(version.model)
 
-    def _shares(self, model: str | None) -> _Shares[Source]:
+    def _shares(self, model: str) -> _Shares[VersionKey]:
         return self._versions.setdefault(model, _Shares())
 
 
@@ -71,7 +69,3 @@ class _Shares(Generic[Member]):
     @property
     def is_empty(self) -> bool:
         return not self._spent_s
-
-
-def _model(source: Source) -> str | None:
-    return None if source is None else source.model

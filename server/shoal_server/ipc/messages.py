@@ -197,6 +197,9 @@ class ModelStatistics(msgspec.Struct, frozen=True, kw_only=True, array_like=True
     num_expired: int  # never run, deadline passed
     kv_blocks_used: int  # gauge
     kv_blocks_total: int  # gauge
+    max_wait_s: float  # gauge: how long a lone Classify call may now be kept waiting for company; adapts
+    forward_fixed_s: float  # gauge: what a Classify forward costs, however few its tokens; learned
+    forward_token_s: float  # gauge: and for each token
 
 
 class EngineStatistics(Message, frozen=True, kw_only=True):

@@ -139,6 +139,9 @@ def model(steps: int, **changes: Any) -> ModelStatistics:
             num_expired=steps,
             kv_blocks_used=3,
             kv_blocks_total=4,
+            max_wait_s=0.0,
+            forward_fixed_s=0.0,
+            forward_token_s=0.0,
         ),
         **changes,
     )

@@ -9,8 +9,8 @@ import pytest
 import torch
 from shoal_models.manifest import Manifest
 from shoal_models.packed import PackedRow
-from shoal_server.config import ClassifyConfig
-from shoal_server.engine.batcher import Batcher, ClassifyPlan
+from shoal_server.engine.batcher import Batcher
+from shoal_server.engine.classify_queue import ClassifyPlan
 from shoal_server.engine.model_runner import ModelRunner, ReadyClassifier, WrongRows
 from shoal_server.engine.request import ClassifyRequest, VersionKey, classify_request
 from shoal_server.ipc.messages import ClassifyCall, VersionMemory
@@ -62,24 +62,30 @@ def request(head: str, *sequences: list[int]) -> ClassifyRequest:
     return classify_request(call, 1, manifest(head), arrival=0, now_s=0.0)
 
 
+def a_batcher() -> Batcher:
+    batcher = Batcher(token_budget=1024, max_waiting_tokens=1024)
+    batcher.add_version(VERSION)
+    return batcher
+
+
 def plan_of(batcher: Batcher, call: ClassifyRequest) -> ClassifyPlan:
     batcher.add(call, 0.0)
-    plan = batcher.plan(0.0, may_wait=False)
+    plan = batcher.plan(VERSION, 0.0, may_wait=False)
     assert plan is not None
     return plan
 
 
 @pytest.mark.parametrize(("head", "rows"), [("token", [7, 8, 9]), ("single_label", [7, 9])])
 def test_a_call_gets_a_row_for_each_token_or_for_each_sequence_as_the_head_says(head, rows):
-    batcher = Batcher(ClassifyConfig())
+    batcher = a_batcher()
     plan = plan_of(batcher, request(head, [7, 8], [9]))
     logits_RL = runner_with(head).classify(plan)
     assert logits_RL.tolist() == [[float(row)] for row in rows]
-    (done,) = batcher.commit(plan, logits_RL)
+    (done,) = batcher.commit(plan, logits_RL, began_s=0.0, ended_s=1.0)
     assert b"".join(done.logits) == logits_RL.tobytes()
 
 
 def test_a_forward_with_another_number_of_rows_than_planned_answers_nobody():
-    plan = plan_of(Batcher(ClassifyConfig()), request("token", [7, 8], [9]))
+    plan = plan_of(a_batcher(), request("token", [7, 8], [9]))
     with pytest.raises(WrongRows, match="names@1 gave 2 rows of logits; expected 3"):
         runner_with("single_label").classify(plan)

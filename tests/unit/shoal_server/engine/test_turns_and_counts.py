@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+import pytest
 from shoal_server.engine.request import VersionKey
 from shoal_server.engine.statistics import Gauges, Statistics
 from shoal_server.engine.turns import Turns
 from shoal_server.ipc.messages import SECOND_BUCKETS, SEQUENCE_BUCKETS, TOKEN_BUCKETS
 
 STORY, NEWER_STORY, POEM = VersionKey("story", 1), VersionKey("story", 2), VersionKey("poem", 1)
+NEWS, NEWER_NEWS = VersionKey("news", 1), VersionKey("news", 2)
 
 
-def test_each_source_gets_an_even_share_of_time_not_of_turns():
-    """Classify forwards of 6 ms beside decode steps of 1 ms: in 120 ms both have about 60 ms."""
-    turns, spent = Turns(), {None: 0.0, STORY: 0.0}
-    while sum(spent.values()) < 0.120:
-        source = turns.choose([STORY, None])
-        seconds = 0.006 if source is None else 0.001
-        turns.charge(source, seconds)
-        spent[source] += seconds
-    assert abs(spent[None] - spent[STORY]) <= 0.006
+def spend(turns: Turns, costs_s: dict[VersionKey, float], until_s: float) -> dict[VersionKey, float]:
+    """Device seconds of versions that all have work all the time, each forward of one taking so long."""
+    spent = dict.fromkeys(costs_s, 0.0)
+    while sum(spent.values()) < until_s:
+        version = turns.choose(list(costs_s))
+        turns.charge(version, costs_s[version])
+        spent[version] += costs_s[version]
+    return spent
+
+
+def test_each_model_gets_an_even_share_of_time_not_of_turns():
+    """Two classifiers with forwards of 6 and 2 ms beside decode steps of 1 ms: in 180 ms each has about 60 ms."""
+    spent = spend(Turns(), {NEWS: 0.006, POEM: 0.002, STORY: 0.001}, 0.180)
+    assert all(abs(seconds - 0.060) <= 0.006 for seconds in spent.values())
+
+
+def test_a_model_with_long_forwards_starves_none_of_many_others():
+    """20 models, one with forwards fifty times as long as the others': each of these comes up every 20 turns."""
+    costs_s = {VersionKey(f"model-{number}", 1): 0.001 for number in range(19)} | {STORY: 0.050}
+    turns, since = Turns(), dict.fromkeys(costs_s, 0)
+    for turn in range(2000):
+        version = turns.choose(list(costs_s))
+        turns.charge(version, costs_s[version])
+        if version != STORY:
+            assert turn - since[version] <= 20
+        since[version] = turn
 
 
 def test_a_source_that_was_idle_long_does_not_catch_up():
@@ -33,16 +52,13 @@ def test_a_source_that_was_idle_long_does_not_catch_up():
     assert chosen.count(STORY) == chosen.count(POEM) == 2
 
 
-def test_two_versions_of_a_generator_share_what_one_had():
-    """While streams drain on the old version, Classify keeps its half."""
-    turns, spent = Turns(), {None: 0.0, STORY: 0.0, NEWER_STORY: 0.0}
-    for _ in range(400):
-        source = turns.choose([STORY, NEWER_STORY, None])
-        turns.charge(source, 0.001)
-        spent[source] += 0.001
-    assert abs(spent[None] - 0.2) <= 0.002
-    assert abs(spent[STORY] - 0.1) <= 0.002
-    assert abs(spent[NEWER_STORY] - 0.1) <= 0.002
+@pytest.mark.parametrize(("old", "new", "other"), [(STORY, NEWER_STORY, NEWS), (NEWS, NEWER_NEWS, STORY)])
+def test_two_versions_of_a_model_share_what_one_had(old, new, other):
+    """While calls drain on the old version, the other model keeps its half."""
+    spent = spend(Turns(), {old: 0.001, new: 0.001, other: 0.001}, 0.4)
+    assert abs(spent[other] - 0.2) <= 0.002
+    assert abs(spent[old] - 0.1) <= 0.002
+    assert abs(spent[new] - 0.1) <= 0.002
 
 
 def test_a_version_that_is_gone_leaves_its_model_the_share():
