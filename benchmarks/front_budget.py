@@ -37,6 +37,8 @@ SHAPES = (
     Shape(streamed=False, texts=32, ids=True, in_flight=4),
     Shape(streamed=False, texts=32, ids=False, in_flight=4),
     Shape(streamed=True, texts=1, ids=True, in_flight=128),
+    Shape(streamed=True, texts=32, ids=True, in_flight=4),
+    Shape(streamed=True, texts=32, ids=False, in_flight=4),
 )
 FLOOR_SHAPES = SHAPES[:2]
 TWO_FRONTS_SHAPES = (SHAPES[1], SHAPES[3])

@@ -28,11 +28,11 @@ from shoal_server.engine.request import VersionKey as EngineVersionKey
 from shoal_server.engine.request import classify_request
 from shoal_server.front import convert, convert_classify
 from shoal_server.front.admission import Work
-from shoal_server.front.classifier import Classifier
 from shoal_server.front.classify import ClassifyService
 from shoal_server.front.credentials import TokenBook
 from shoal_server.front.front import Front
 from shoal_server.front.interceptors import Interceptors
+from shoal_server.front.reading import Reader, refuse_all
 from shoal_server.front.routing import ModelReference, VersionKey
 from shoal_server.front.scores import Pooling, Scores, merge_windows, score
 from shoal_server.front.version_text import load_version_text
@@ -89,7 +89,7 @@ class _Bench:
         self._text = load_version_text(version_path)
         self._endpoint = EngineEndpoint(engine_id=0, address=str(folder / "engine.sock"), incarnation=1)
         self._front = Front(_startup(folder), lambda _: None)
-        self._classifier = Classifier(self._front.tokenizers, self._front.engines)
+        self._reader = Reader(self._front.tokenizers)
         self._reference = ModelReference(name=model)
         self._batcher = Batcher(token_budget=1024, max_waiting_tokens=self._front.config.classify.max_waiting_tokens)
         self._batcher.add_version(EngineVersionKey(model, self._text.manifest.version))
@@ -115,7 +115,7 @@ class _Bench:
     async def hops(self) -> list[Hop]:
         """Every step."""
         inputs, settings = self._check(), convert_classify.settings(self._request.options)
-        fitted = await self._classifier.read(self._text, inputs, settings)
+        fitted = await self._reader.read(self._text, inputs, settings, refuse_all)
         sequences = [array("i", sequence).tobytes() for one in fitted for sequence in one.sequences]
         call = ClassifyCall(
             request_id=0,
@@ -124,7 +124,7 @@ class _Bench:
             sequences=sequences,
             type_starts=[-1] * len(sequences),
         )
-        read = _timed_async(lambda: self._classifier.read(self._text, inputs, settings), 1)
+        read = _timed_async(lambda: self._reader.read(self._text, inputs, settings, refuse_all), 1)
         return [
             Hop(name="parse", us=_timed(lambda: classify_pb2.ClassifyRequest.FromString(self._raw))),
             Hop(name="check", us=_timed(self._check)),

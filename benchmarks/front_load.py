@@ -140,10 +140,10 @@ class _Load:
 
     async def _read(self, call: grpc.aio.StreamStreamCall[bytes, bytes], room: asyncio.Semaphore) -> None:
         while isinstance(raw := await call.read(), bytes):
-            reply = classify_pb2.StreamClassifyResponse.FromString(raw)
-            is_result = reply.WhichOneof("outcome") == "result"
-            self.num_texts += is_result
-            self.num_errors += not is_result
+            answers = classify_pb2.StreamClassifyResponse.FromString(raw).answers
+            num_results = sum(answer.HasField("result") for answer in answers)
+            self.num_texts += num_results
+            self.num_errors += len(answers) - num_results
             room.release()
 
     def _serialise_calls(self) -> list[bytes]:
@@ -158,11 +158,16 @@ class _Load:
     def _serialise_stream(self) -> list[bytes]:
         """Four times as many as are in flight, so that no id comes back before it was answered."""
         rng = random.Random(0)
-        items = (
-            classify_pb2.StreamClassifyItem(id=i, input=classify_input(rng, ids=self._shape.ids))
-            for i in range(4 * self._shape.in_flight)
-        )
-        return [classify_pb2.StreamClassifyRequest(item=item).SerializeToString() for item in items]
+        ids = itertools.count()
+        return [
+            classify_pb2.StreamClassifyRequest(
+                items=[
+                    classify_pb2.StreamClassifyItem(id=next(ids), input=classify_input(rng, ids=self._shape.ids))
+                    for _ in range(self._shape.texts)
+                ]
+            ).SerializeToString()
+            for _ in range(4 * self._shape.in_flight)
+        ]
 
 
 def classify_input(rng: random.Random, *, ids: bool) -> classify_pb2.ClassifyInput:

@@ -61,9 +61,10 @@ class Tiny(classify_pb2_grpc.ClassifyServiceServicer):
         for request in requests:
             if request.HasField("start") and request.start.model.name == "dying":
                 context.abort(grpc.StatusCode.UNAVAILABLE, "the engine was lost")
-            if request.HasField("item"):
-                result = classify_pb2.Classification(label_ids=[0], scores=[1.0])
-                yield classify_pb2.StreamClassifyResponse(id=request.item.id, result=result, labels=["a", "b"])
+            result = classify_pb2.Classification(label_ids=[0], scores=[1.0])
+            answers = [classify_pb2.StreamClassifyAnswer(id=item.id, result=result) for item in request.items]
+            if answers:
+                yield classify_pb2.StreamClassifyResponse(answers=answers, labels=["a", "b"])
 
 server = grpc.server(ThreadPoolExecutor(4))
 classify_pb2_grpc.add_ClassifyServiceServicer_to_server(Tiny(), server)

@@ -101,7 +101,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     max_inputs: int = 256  # inputs of one Classify call
     max_characters: int = 200_000  # characters of one text, counted before tokenizing
-    max_stream_items: int = 256  # items of one StreamClassify not yet answered; reading stops there
+    max_stream_items: int = 256  # items of one StreamClassify not yet answered; from there on no message is read
     max_completions: int = 16
     template_time_limit_s: float = 0.5
 

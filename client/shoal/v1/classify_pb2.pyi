@@ -179,12 +179,12 @@ class ClassifyResponse(_message.Message):
     def __init__(self, served_by: _Optional[_Union[_common_pb2.ServedBy, _Mapping]] = ..., timings: _Optional[_Union[_common_pb2.Timings, _Mapping]] = ..., labels: _Optional[_Iterable[str]] = ..., head: _Optional[_Union[HeadKind, str]] = ..., results: _Optional[_Iterable[_Union[Classification, _Mapping]]] = ...) -> None: ...
 
 class StreamClassifyRequest(_message.Message):
-    __slots__ = ("start", "item")
+    __slots__ = ("start", "items")
     START_FIELD_NUMBER: _ClassVar[int]
-    ITEM_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
     start: StreamClassifyStart
-    item: StreamClassifyItem
-    def __init__(self, start: _Optional[_Union[StreamClassifyStart, _Mapping]] = ..., item: _Optional[_Union[StreamClassifyItem, _Mapping]] = ...) -> None: ...
+    items: _containers.RepeatedCompositeFieldContainer[StreamClassifyItem]
+    def __init__(self, start: _Optional[_Union[StreamClassifyStart, _Mapping]] = ..., items: _Optional[_Iterable[_Union[StreamClassifyItem, _Mapping]]] = ...) -> None: ...
 
 class StreamClassifyStart(_message.Message):
     __slots__ = ("model", "options", "priority")
@@ -205,19 +205,25 @@ class StreamClassifyItem(_message.Message):
     def __init__(self, id: _Optional[int] = ..., input: _Optional[_Union[ClassifyInput, _Mapping]] = ...) -> None: ...
 
 class StreamClassifyResponse(_message.Message):
-    __slots__ = ("id", "result", "error", "served_by", "timings", "labels", "head")
-    ID_FIELD_NUMBER: _ClassVar[int]
-    RESULT_FIELD_NUMBER: _ClassVar[int]
-    ERROR_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("answers", "served_by", "timings", "labels", "head")
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
     SERVED_BY_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
-    id: int
-    result: Classification
-    error: _status_pb2.Status
+    answers: _containers.RepeatedCompositeFieldContainer[StreamClassifyAnswer]
     served_by: _common_pb2.ServedBy
     timings: _common_pb2.Timings
     labels: _containers.RepeatedScalarFieldContainer[str]
     head: HeadKind
-    def __init__(self, id: _Optional[int] = ..., result: _Optional[_Union[Classification, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., served_by: _Optional[_Union[_common_pb2.ServedBy, _Mapping]] = ..., timings: _Optional[_Union[_common_pb2.Timings, _Mapping]] = ..., labels: _Optional[_Iterable[str]] = ..., head: _Optional[_Union[HeadKind, str]] = ...) -> None: ...
+    def __init__(self, answers: _Optional[_Iterable[_Union[StreamClassifyAnswer, _Mapping]]] = ..., served_by: _Optional[_Union[_common_pb2.ServedBy, _Mapping]] = ..., timings: _Optional[_Union[_common_pb2.Timings, _Mapping]] = ..., labels: _Optional[_Iterable[str]] = ..., head: _Optional[_Union[HeadKind, str]] = ...) -> None: ...
+
+class StreamClassifyAnswer(_message.Message):
+    __slots__ = ("id", "result", "error")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    result: Classification
+    error: _status_pb2.Status
+    def __init__(self, id: _Optional[int] = ..., result: _Optional[_Union[Classification, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...

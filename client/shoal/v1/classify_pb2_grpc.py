@@ -63,11 +63,13 @@ class ClassifyServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StreamClassify(self, request_iterator, context):
-        """Classifies items as they come and answers each as it finishes, in any order, under the id the client chose.
+        """Classifies items as they come and answers them as they finish, in any order, under the ids the client chose.
 
-        The first message must be `start`, every later one an `item`. A bad item is answered with its own status and the
-        stream goes on. Items that have been sent and not answered may be sent again on a new stream. A client that does
-        not read its answers is not read from either. Errors that end the stream: those of Classify, for `start`.
+        The first message must have `start`, no other may; every other message must have `items`. The items of one message
+        run together and are answered together: many in a message, as token ids, is the cheapest way in. A bad item is
+        answered with its own status and the stream goes on. Items that have been sent and not answered may be sent again
+        on a new stream. A client that does not read its answers is not read from either. Errors that end the stream: those
+        of Classify, for `start`, and INVALID_ARGUMENT for a message that is none of these.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,4 +1,4 @@
-"""The way of inputs through tokenizer, engine and scores: shared by Classify and StreamClassify. Knows no gRPC."""
+"""The way of inputs through reader, engine and scores: shared by Classify and StreamClassify. Knows no gRPC."""
 
 from __future__ import annotations
 
@@ -8,36 +8,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shoal_models.manifest import Manifest
-from tokenizers import Encoding
 
 from shoal_server.errors import DeadlinePassed
 from shoal_server.front.admission import Permit, Work
-from shoal_server.front.convert_classify import (
-    ClassifySettings,
-    IdsInput,
-    Input,
-    PairInput,
-    ReadCounts,
-    TextInput,
-    check_ids,
-)
+from shoal_server.front.convert_classify import ClassifySettings, Input, ReadCounts
 from shoal_server.front.engine_client import EngineClient
-from shoal_server.front.fit import Fitted, fit_pair, fit_text, fit_token_ids
-from shoal_server.front.heads import TOKEN_HEAD, check_request
+from shoal_server.front.fit import Fitted
+from shoal_server.front.heads import TOKEN_HEAD, check_options
+from shoal_server.front.reading import Reader, Refuse, estimate_tokens, refuse_all
 from shoal_server.front.routing import ServedVersion
 from shoal_server.front.scores import Scores, merge_windows, score
 from shoal_server.front.spans import Spans, find_all_spans
-from shoal_server.front.token_map import map_text, map_token_ids
-from shoal_server.front.tokenizers import Text, TokenizerThreads, count_characters
-from shoal_server.front.version_text import VersionText
+from shoal_server.front.tokenizers import TokenizerThreads
 from shoal_server.ipc.messages import ClassifyCall, ClassifyDone, Priority
-
-_CHARACTERS_PER_TOKEN = 4  # a guess for the door, corrected once the tokens are counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classified:
-    """What was found of all inputs, and where the time went."""
+    """What was found of the inputs that could be read, in order, and where the time went."""
 
     found: Scores | list[Spans]  # spans: of token heads, for each input
     counts: list[ReadCounts]
@@ -50,7 +38,7 @@ class Classifier:
     """Classifies inputs with one version."""
 
     def __init__(self, tokenizers: TokenizerThreads, engines: EngineClient) -> None:
-        self._tokenizers = tokenizers
+        self._reader = Reader(tokenizers)
         self._engines = engines
 
     async def classify(
@@ -61,19 +49,24 @@ class Classifier:
         *,
         priority: Priority,
         deadline_s: float | None,
+        refuse: Refuse = refuse_all,
     ) -> Classified:
         """Admit, tokenize, run, score.
 
+        `refuse` hears of inputs that cannot be read, by their index; the others go on unless it raises, as by default.
+
         Raises:
-            InvalidRequest: an option or an input does not fit the model.
+            InvalidRequest: an option does not fit the model; by default also: an input does not.
             QueueFull, EngineLost, DeadlinePassed: as they say.
         """
         began_s = time.monotonic()
-        check_request(inputs, settings, served.text.manifest.head)
-        permit = self._engines.admit(Work.CLASSIFY, served.engine_ids, _estimate_tokens(inputs))
+        check_options(settings, served.text.manifest.head)
+        permit = self._engines.admit(Work.CLASSIFY, served.engine_ids, estimate_tokens(inputs))
         try:
-            fitted = await self.read(served.text, inputs, settings)
+            fitted = await self._reader.read(served.text, inputs, settings, refuse)
             sent_s = time.monotonic()
+            if not fitted:
+                return Classified(found=[], counts=[], tokenize_s=sent_s - began_s, queue_s=0.0, run_s=0.0)
             if deadline_s is not None and sent_s >= deadline_s:
                 raise DeadlinePassed("the deadline passed while the inputs were tokenized")
             permit.resize(sum(one.num_tokens for one in fitted))
@@ -92,34 +85,6 @@ class Classifier:
         )
         _observe(served, classified)
         return classified
-
-    async def read(self, text: VersionText, inputs: Sequence[Input], settings: ClassifySettings) -> list[Fitted]:
-        """Tokenize and fit inputs.
-
-        Raises:
-            InvalidRequest: one does not fit the model.
-        """
-        texts: list[Text] = []
-        for item in inputs:
-            match item:
-                case TextInput():
-                    texts.append(item.text)
-                case PairInput():
-                    texts.append((item.first, item.second))
-                case IdsInput():
-                    check_ids(item, text.manifest.vocabulary_size)
-        num_characters, with_offsets = count_characters(texts), text.manifest.head == TOKEN_HEAD
-        encodings = iter(
-            await self._tokenizers.encode(
-                text.tokenizer, texts, num_characters=num_characters, with_offsets=with_offsets
-            )
-        )
-        return [
-            _fit_ids(item, text, settings)
-            if isinstance(item, IdsInput)
-            else _fit(item, next(encodings), text, settings)
-            for item in inputs
-        ]
 
     async def _run(
         self,
@@ -154,38 +119,6 @@ def _find(
         return find_all_spans(logits, maps, manifest.labels, settings.aggregation, settings.ignore_labels)
     logits_NL = merge_windows(logits, len(manifest.labels), [one.weights for one in fitted], settings.pooling)
     return score(logits_NL, head=manifest.head, as_logits=settings.as_logits, top_k=settings.top_k)
-
-
-def _fit_ids(item: IdsInput, text: VersionText, settings: ClassifySettings) -> Fitted:
-    if text.manifest.head == TOKEN_HEAD:
-        return map_token_ids(item.ids, text, settings.overflow, item.field)
-    return fit_token_ids(item.ids, text.single, text.manifest.max_tokens, settings.overflow, item.field)
-
-
-def _fit(item: TextInput | PairInput, encoding: Encoding, text: VersionText, settings: ClassifySettings) -> Fitted:
-    max_tokens = text.manifest.max_tokens
-    ids: list[int] = encoding.ids
-    if isinstance(item, TextInput):
-        if text.manifest.head == TOKEN_HEAD:
-            return map_text(item.text, encoding, text, settings.overflow, item.field)
-        return fit_text(ids, text.single, max_tokens, settings.overflow, item.field)
-    owners = encoding.sequence_ids
-    first = [token_id for token_id, owner in zip(ids, owners, strict=True) if owner == 0]
-    second = [token_id for token_id, owner in zip(ids, owners, strict=True) if owner == 1]
-    return fit_pair(first, second, text.pair, max_tokens, settings.overflow, item.field)
-
-
-def _estimate_tokens(inputs: Sequence[Input]) -> int:
-    total = 0
-    for item in inputs:
-        match item:
-            case TextInput():
-                total += 2 + len(item.text) // _CHARACTERS_PER_TOKEN
-            case PairInput():
-                total += 3 + (len(item.first) + len(item.second)) // _CHARACTERS_PER_TOKEN
-            case IdsInput():
-                total += len(item.ids)
-    return total
 
 
 def _observe(served: ServedVersion, classified: Classified) -> None:

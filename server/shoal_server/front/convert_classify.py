@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -146,11 +146,16 @@ def inputs(messages: Sequence[classify_pb2.ClassifyInput], limits: LimitsConfig)
     Raises:
         InvalidRequest: there are none or too many, or one is wrong, named by its index.
     """
-    if not messages:
-        raise InvalidRequest.of("inputs", "there are none; at least 1 is needed")
-    if len(messages) > limits.max_inputs:
-        raise InvalidRequest.of("inputs", f"there are {len(messages):,}; limit {limits.max_inputs:,}")
+    check_number(messages, "inputs", limits.max_inputs)
     return [one_input(message, f"inputs[{i}]", limits) for i, message in enumerate(messages)]
+
+
+def check_number(messages: Sized, field: str, limit: int) -> None:
+    """Raises InvalidRequest when there are none or too many."""
+    if not len(messages):
+        raise InvalidRequest.of(field, "there are none; at least 1 is needed")
+    if len(messages) > limit:
+        raise InvalidRequest.of(field, f"there are {len(messages):,}; limit {limit:,}")
 
 
 def one_input(message: classify_pb2.ClassifyInput, field: str, limits: LimitsConfig) -> Input:

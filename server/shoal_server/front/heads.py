@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 
 from shoal_server.errors import InvalidRequest
 from shoal_server.front.convert_classify import ClassifySettings, IdsInput, Input, PairInput
 
 TOKEN_HEAD: Final = "token"  # noqa: S105
-
-
-def check_request(inputs: Iterable[Input], settings: ClassifySettings, head: str) -> None:
-    """Raises InvalidRequest for an option or an input that this head cannot answer."""
-    check_options(settings, head)
-    if head == TOKEN_HEAD:
-        for item in inputs:
-            _check_token_input(item, settings)
 
 
 def check_options(settings: ClassifySettings, head: str) -> None:
@@ -28,7 +19,10 @@ def check_options(settings: ClassifySettings, head: str) -> None:
         raise InvalidRequest.of(settings.token_option, f"is for models with a token head; this one's is {head}")
 
 
-def _check_token_input(item: Input, settings: ClassifySettings) -> None:
+def check_input(item: Input, settings: ClassifySettings, head: str) -> None:
+    """Raises InvalidRequest for an input that this head cannot answer."""
+    if head != TOKEN_HEAD:
+        return
     if isinstance(item, PairInput):
         raise InvalidRequest.of(item.field, "is a pair, which is not for models with a token head, as this one is")
     if isinstance(item, IdsInput) and settings.aggregation.needs_words:

@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,12 +57,20 @@ class Record:
     cancelled: threading.Event = field(default_factory=threading.Event)
     attempts: Counter[str] = field(default_factory=Counter)
     num_items_read: int = 0
+    num_items_of_messages: list[int] = field(default_factory=list)
     datasets: dict[str, train_pb2.Dataset] = field(default_factory=dict)
 
     def wait_for_call(self) -> None:
         """Wait until some call has come in."""
+        self._wait(lambda: bool(self.calls))
+
+    def wait_for_items(self, count: int) -> None:
+        """Wait until so many items of streams have come in."""
+        self._wait(lambda: self.num_items_read >= count)
+
+    def _wait(self, reached: Callable[[], bool]) -> None:
         limit = time.monotonic() + 10
-        while not self.calls:
+        while not reached():
             assert time.monotonic() < limit
             time.sleep(0.01)
 
@@ -184,35 +192,37 @@ class FakeClassify(Servicer, classify_pb2_grpc.ClassifyServiceServicer):
         first = await anext(aiter(requests))
         model = first.start.model.name
         await self.enter("StreamClassify", first, context, model)
-        held: list[classify_pb2.StreamClassifyResponse] = []
+        held: list[classify_pb2.StreamClassifyAnswer] = []
         labelled = False
         with self.noting():
             async for request in requests:
-                self.record.num_items_read += 1
+                self.record.num_items_of_messages.append(len(request.items))
+                self.record.num_items_read += len(request.items)
                 if model == "silent":
                     continue
                 if model == "dying" and self.record.num_items_read > 3:
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "the engine was lost")
-                held.append(self.answer(model, request.item, labelled=labelled))
-                labelled = labelled or held[-1].HasField("result")
-                if len(held) == 3 or model == "prompt":  # else answers leave in threes, the second and third swapped
-                    for response in held[:1] + held[:0:-1]:
-                        yield response
-                    held = []
-            for response in held:
-                yield response
+                held.extend(self.answer(model, item) for item in request.items)
+                if len(held) >= 3 or model == "prompt":  # else from three on, all but the first turned round
+                    yield self.response(model, held[:1] + held[:0:-1], labelled=labelled)
+                    held, labelled = [], True
+            if held:
+                yield self.response(model, held, labelled=labelled)
             await asyncio.sleep(0.2)  # a cancelled call reads like one that ended, and is told apart here
             if model == "silent":
                 await self.hang()
 
-    def answer(
-        self, model: str, item: classify_pb2.StreamClassifyItem, *, labelled: bool
-    ) -> classify_pb2.StreamClassifyResponse:
+    def answer(self, model: str, item: classify_pb2.StreamClassifyItem) -> classify_pb2.StreamClassifyAnswer:
         if item.input.WhichOneof("content") == "text" and not item.input.text:
-            return classify_pb2.StreamClassifyResponse(id=item.id, error=bad_request("input.text", "is empty"))
+            return classify_pb2.StreamClassifyAnswer(id=item.id, error=bad_request("input.text", "is empty"))
+        result = tag(item.input) if model in HEADS else score(item.input)
+        return classify_pb2.StreamClassifyAnswer(id=item.id, result=result)
+
+    def response(
+        self, model: str, answers: list[classify_pb2.StreamClassifyAnswer], *, labelled: bool
+    ) -> classify_pb2.StreamClassifyResponse:
         return classify_pb2.StreamClassifyResponse(
-            id=item.id,
-            result=tag(item.input) if model in HEADS else score(item.input),
+            answers=answers,
             served_by=common_pb2.ServedBy(model="demo", version=7),
             timings=timings(),
             labels=[] if labelled else LABELS,

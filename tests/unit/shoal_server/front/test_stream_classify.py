@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import grpc
 import pytest
-from front_world import classifier, classify_world, ids_of, word_tokenizer, write_version
-from google.rpc import error_details_pb2
+from front_world import FakeEngine, classifier, classify_world, ids_of, word_tokenizer, write_version
+from google.rpc import error_details_pb2, status_pb2
 from shoal.v1 import classify_pb2, classify_pb2_grpc
-from shoal_server.config import LimitsConfig, ServerConfig
+from shoal_server.config import ClassifyConfig, LimitsConfig, ServerConfig
 from shoal_server.ipc.messages import Abort, ClassifyCall, Drain, RoutedVersion, VersionState
 
 START = classify_pb2.StreamClassifyRequest(start={"model": {"name": "topics"}})
 
 
 def item(item_id: int, text: str) -> classify_pb2.StreamClassifyRequest:
-    return classify_pb2.StreamClassifyRequest(item={"id": item_id, "input": {"text": text}})
+    return items((item_id, text))
+
+
+def items(*texts: tuple[int, str]) -> classify_pb2.StreamClassifyRequest:
+    return classify_pb2.StreamClassifyRequest(
+        items=[{"id": item_id, "input": {"text": text}} for item_id, text in texts]
+    )
+
+
+def violated(error: status_pb2.Status) -> list[str]:
+    """Fields that an error names."""
+    detail = error_details_pb2.BadRequest()
+    assert any(packed.Is(detail.DESCRIPTOR) and packed.Unpack(detail) for packed in error.details)
+    return [violation.field for violation in detail.field_violations]
+
+
+async def read_one(stream: Any) -> classify_pb2.StreamClassifyAnswer:
+    """The answer of a message that holds one."""
+    (answer,) = (await stream.read()).answers
+    return answer
 
 
 async def test_answers_come_as_they_finish_under_the_clients_ids() -> None:
@@ -36,7 +56,7 @@ async def test_answers_come_as_they_finish_under_the_clients_ids() -> None:
         assert await stream.code() is grpc.StatusCode.OK
     by_first_id = {70: first, 3: second}
     assert len(ids_of(by_first_id[70].sequences[0])) == 3
-    assert (early.id, late.id) == (3, 70)
+    assert [[answer.id for answer in message.answers] for message in (early, late)] == [[3], [70]]
     assert list(early.labels) == ["zero", "one", "two"]
     assert list(late.labels) == []  # the same version: the client knows them
     assert early.served_by.version == late.served_by.version == 1
@@ -45,15 +65,12 @@ async def test_answers_come_as_they_finish_under_the_clients_ids() -> None:
 async def test_a_bad_item_gets_its_status_and_the_stream_goes_on() -> None:
     async with classify_world() as world:
         stream = world.classify.StreamClassify(iter([START, item(1, ""), item(2, "fox " * 20), item(3, "fox")]))
-        answers = {answer.id: answer async for answer in stream}
+        answers = {answer.id: answer async for message in stream for answer in message.answers}
     assert answers[3].WhichOneof("outcome") == "result"
     for bad in (1, 2):
         error = answers[bad].error
         assert error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
-        (violations,) = [d for d in error.details if d.Is(error_details_pb2.BadRequest.DESCRIPTOR)]
-        detail = error_details_pb2.BadRequest()
-        violations.Unpack(detail)
-        assert detail.field_violations[0].field == "item.input.text"
+        assert violated(error) == ["input.text"]
 
 
 async def test_an_id_that_is_not_answered_yet_cannot_be_used_again() -> None:
@@ -65,13 +82,13 @@ async def test_an_id_that_is_not_answered_yet_cannot_be_used_again() -> None:
         (first,) = await world.engine.wait_for(ClassifyCall)
         for _ in range(2):  # the refusal does not free the id
             await stream.write(item(5, "dog"))
-            assert (await stream.read()).error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+            assert (await read_one(stream)).error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
         world.engine.answer_classify(first)
-        assert (await stream.read()).WhichOneof("outcome") == "result"
+        assert (await read_one(stream)).WhichOneof("outcome") == "result"
         await stream.write(item(5, "dog"))  # answered: free again
         calls = await world.engine.wait_for(ClassifyCall, 2)
         world.engine.answer_classify(calls[1])
-        assert (await stream.read()).WhichOneof("outcome") == "result"
+        assert (await read_one(stream)).WhichOneof("outcome") == "result"
         stream.cancel()
 
 
@@ -87,7 +104,7 @@ async def test_reading_stops_when_enough_is_unanswered() -> None:
             for call in world.engine.calls(ClassifyCall)[answered:]:
                 world.engine.answer_classify(call)
                 answered += 1
-                assert (await stream.read()).WhichOneof("outcome") == "result"
+                assert (await read_one(stream)).WhichOneof("outcome") == "result"
             await asyncio.sleep(0.01)
         assert await stream.read() is grpc.aio.EOF
 
@@ -104,7 +121,7 @@ async def test_a_client_that_does_not_read_is_soon_not_read_from() -> None:
                 before = len(world.engine.received)
                 await asyncio.sleep(0.3)
         assert 8 <= before < total
-        answers = [answer async for answer in stream]
+        answers = [answer async for message in stream for answer in message.answers]
     assert sorted(answer.id for answer in answers) == list(range(total))
 
 
@@ -114,6 +131,12 @@ async def test_a_client_that_does_not_read_is_soon_not_read_from() -> None:
         ([item(1, "fox")], grpc.StatusCode.INVALID_ARGUMENT),
         ([], grpc.StatusCode.INVALID_ARGUMENT),
         ([START, START], grpc.StatusCode.INVALID_ARGUMENT),
+        ([START, classify_pb2.StreamClassifyRequest()], grpc.StatusCode.INVALID_ARGUMENT),
+        ([START, items(*((i, "fox") for i in range(257)))], grpc.StatusCode.INVALID_ARGUMENT),
+        (
+            [classify_pb2.StreamClassifyRequest(start=START.start, items=items((1, "fox")).items)],
+            grpc.StatusCode.INVALID_ARGUMENT,
+        ),
         ([classify_pb2.StreamClassifyRequest(start={"model": {"name": "nobody"}})], grpc.StatusCode.NOT_FOUND),
     ],
 )
@@ -168,8 +191,103 @@ async def test_on_shutdown_what_was_read_is_answered_and_the_client_told_to_go_e
         world.control.send(Drain(lame_duck_s=0, drain_s=5))
         await asyncio.sleep(0.05)
         world.engine.answer_classify(call)
-        assert (await stream.read()).WhichOneof("outcome") == "result"
+        assert (await read_one(stream)).WhichOneof("outcome") == "result"
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stream.read()
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert "grpc-retry-pushback-ms" in dict(caught.value.trailing_metadata())
+
+
+async def test_the_items_of_a_message_run_and_are_answered_together() -> None:
+    async with classify_world() as world:
+        stream = world.classify.StreamClassify(iter([START, items(*((i, "fox " * i) for i in range(1, 6)))]))
+        (message,) = [message async for message in stream]
+        (call,) = world.engine.calls(ClassifyCall)
+    assert len(call.sequences) == 5
+    assert {answer.id: answer.result.num_input_tokens for answer in message.answers} == {i: i + 2 for i in range(1, 6)}
+    assert message.served_by.version == 1
+    assert message.timings.tokenize.nanos > 0
+    assert list(message.labels) == ["zero", "one", "two"]
+
+
+async def test_bad_items_in_the_middle_of_a_message_leave_the_others_as_they_are() -> None:
+    """Five ways to be wrong between three that are right; the fourth right one has the id of the first."""
+    inputs: list[dict[str, Any]] = [
+        {"text": "fox"},
+        {"text": ""},
+        {"token_ids": {"ids": [3, 4, 5]}},
+        {"token_ids": {"ids": [3, 99]}},
+        {"text": "fox " * 20},
+        {},
+        {"pair": {"first": "fox", "second": ""}},
+        {"pair": {"first": "fox", "second": "dog"}},
+    ]
+    wanted = ["", "input.text", "", "input.token_ids.ids[1]", "input.text", "input", "input.pair.second", ""]
+    messages = [{"id": i, "input": one} for i, one in enumerate(inputs)] + [{"id": 0, "input": {"text": "dog"}}]
+    async with classify_world() as world:
+        stream = world.classify.StreamClassify(iter([START, classify_pb2.StreamClassifyRequest(items=messages)]))
+        (message,) = [message async for message in stream]
+        (call,) = world.engine.calls(ClassifyCall)
+        found = await world.metrics()
+    assert len(call.sequences) == 3
+    results = {answer.id: answer.result for answer in message.answers if answer.HasField("result")}
+    assert {i: result.num_input_tokens for i, result in results.items()} == {0: 3, 2: 3, 7: 5}
+    errors = {(answer.id, *violated(answer.error)) for answer in message.answers if answer.HasField("error")}
+    assert errors == {(i, field) for i, field in enumerate(wanted) if field} | {(0, "id")}
+    assert found[("shoal_rejected_requests", "INVALID_REQUEST", "topics", "1")].value == 6
+    assert found[("shoal_input_tokens", "topics", "1")].value == 11
+
+
+async def test_a_message_of_bad_items_alone_is_answered_without_the_engine() -> None:
+    async with classify_world() as world:
+        stream = world.classify.StreamClassify(iter([START, items((1, ""), (2, "fox " * 20))]))
+        (message,) = [message async for message in stream]
+        assert world.engine.calls(ClassifyCall) == []
+    assert sorted(answer.id for answer in message.answers if answer.HasField("error")) == [1, 2]
+    assert not message.HasField("served_by")
+    assert not message.HasField("timings")
+
+
+async def test_an_error_of_the_engine_is_that_of_every_item_of_the_message() -> None:
+    from shoal_server.errors import DeadlinePassed
+    from shoal_server.ipc.messages import CallFailed
+
+    async with classify_world() as world:
+        world.engine.on_classify = lambda engine, call: engine.send(
+            CallFailed(request_id=call.request_id, error=DeadlinePassed("expired").to_wire())
+        )
+        stream = world.classify.StreamClassify(iter([START, items((1, "fox"), (2, ""), (3, "dog"))]))
+        (message,) = [message async for message in stream]
+    codes = {answer.id: answer.error.code for answer in message.answers}
+    late, invalid = grpc.StatusCode.DEADLINE_EXCEEDED.value[0], grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert codes == {1: late, 2: invalid, 3: late}
+
+
+async def test_a_full_queue_refuses_a_message_and_the_stream_goes_on() -> None:
+    async with classify_world(ServerConfig(classify=ClassifyConfig(max_waiting_tokens=16))) as world:
+        world.engine.on_classify = lambda engine, call: None
+        stream = world.classify.StreamClassify()
+        for message in (START, items((1, "the fox"), (2, "the dog")), items((3, "the fox"), (4, "a dog"), (5, "bad"))):
+            await stream.write(message)
+        refused = await stream.read()
+        assert {answer.id for answer in refused.answers} == {3, 4, 5}
+        assert {answer.error.code for answer in refused.answers} == {grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]}
+        world.engine.answer_classify(world.engine.calls(ClassifyCall)[0])
+        assert {answer.id for answer in (await stream.read()).answers} == {1, 2}
+        world.engine.on_classify = FakeEngine.answer_classify
+        await stream.write(items((3, "the fox")))
+        assert (await read_one(stream)).HasField("result")
+        stream.cancel()
+
+
+async def test_a_deadline_ends_the_stream_and_aborts_what_is_open() -> None:
+    async with classify_world() as world:
+        world.engine.on_classify = lambda engine, call: None
+        stream = world.classify.StreamClassify(timeout=0.2)
+        for message in (START, items((1, "fox"), (2, "dog")), items((3, "a"), (4, "the"))):
+            await stream.write(message)
+        calls = await world.engine.wait_for(ClassifyCall, 2)
+        assert all(call.deadline_s is not None for call in calls)
+        aborts = await world.engine.wait_for(Abort, 2)
+        assert {abort.request_id for abort in aborts} == {call.request_id for call in calls}
+        assert await stream.code() is grpc.StatusCode.DEADLINE_EXCEEDED

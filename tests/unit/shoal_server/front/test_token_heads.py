@@ -191,11 +191,12 @@ async def test_a_stream_answers_with_spans_and_says_which_head() -> None:
     async with token_world() as made:
         call = made.classify.StreamClassify()
         await call.write(stream_start(aggregation=classify_pb2.AGGREGATION_SIMPLE))
-        await call.write(classify_pb2.StreamClassifyRequest(item={"id": 7, "input": {"text": "the fox"}}))
+        await call.write(classify_pb2.StreamClassifyRequest(items=[{"id": 7, "input": {"text": "the fox"}}]))
         answer = await call.read()
         await call.done_writing()
-    assert (answer.id, answer.head, list(answer.labels)) == (7, classify_pb2.HEAD_KIND_TOKEN, list(LABELS))
-    assert spans(answer.result) == [("PER", 0, 7)]
+    assert (answer.head, list(answer.labels)) == (classify_pb2.HEAD_KIND_TOKEN, list(LABELS))
+    assert answer.answers[0].id == 7
+    assert spans(answer.answers[0].result) == [("PER", 0, 7)]
 
 
 async def test_a_stream_whose_options_do_not_fit_the_head_ends_at_once() -> None:
