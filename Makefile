@@ -1,6 +1,7 @@
 # Everything a newcomer types. `make demo` and `make test` set up what they need; a second run takes seconds of set-up.
 #
 #   TORCH    what pip is asked for, for another build of torch: make demo TORCH="torch --index-url URL"
+#   BENCH_FLAGS, such as --resume or --only open; --help of `python -m benchmarks side-by-side` tells them
 #   PYTHON   the interpreter that makes the environment: make test PYTHON=python3.12
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint format protos bench bench-front bench-swaps setup setup-dev tools clean
+.PHONY: help demo serve test lint format protos bench bench-all bench-front bench-sweep bench-swaps setup setup-dev tools clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -37,8 +38,14 @@ format: setup-dev  ## format the code
 protos: setup-dev  ## regenerate client/shoal/v1 from protos/
 	@$(BIN)/python scripts/generate_protos.py
 
-bench: setup-dev  ## Shoal and a naive gRPC server side by side, written to benchmarks/RESULTS.md
-	@$(BIN)/python -m benchmarks.side_by_side
+bench: setup-dev  ## Shoal, a naive server and the best two peers side by side, within 45 minutes, to benchmarks/RESULTS.md
+	@$(BIN)/python -m benchmarks.side_by_side $(BENCH_FLAGS)
+
+bench-all: setup-dev  ## the same with every peer (about two hours)
+	@$(BIN)/python -m benchmarks.side_by_side --all $(BENCH_FLAGS)
+
+bench-sweep: setup-dev  ## find the best settings of a peer and keep them: make bench-sweep PEER=mosec
+	@$(BIN)/python -m benchmarks.peers.sweep --peer $(PEER) $(BENCH_FLAGS)
 
 bench-front: setup-dev  ## what one request costs in front of the engine, hop by hop, written to benchmarks/FRONT.md
 	@$(BIN)/python -m benchmarks.front_budget

@@ -10,6 +10,7 @@ COMMANDS = {
     "loadgen": "benchmarks.cli",
     "naive-server": "benchmarks.naive_server",
     "side-by-side": "benchmarks.side_by_side",
+    "sweep": "benchmarks.peers.sweep",
     "swaps": "benchmarks.swap_benchmark",
 }
 

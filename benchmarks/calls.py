@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Protocol, Self
 
 import grpc
 from shoal.v1 import classify_pb2, classify_pb2_grpc, common_pb2, generate_pb2, generate_pb2_grpc
@@ -68,7 +69,40 @@ def inter_token_s(arrivals: Sequence[Arrival]) -> list[float]:
     return gaps
 
 
-class Caller:
+class Caller(Protocol):
+    """Whatever carries out items: what the load generator knows of a server."""
+
+    async def call(self, item: Item, intended_s: float, arrivals: list[Arrival]) -> Outcome:
+        """Carry out one item. A status is an outcome, not an exception; cancellation passes through.
+
+        Tokens are noted in `arrivals` as they come, so that those of a cancelled call are not lost.
+        """
+        ...
+
+
+class Classifying(Caller, Protocol):
+    """A caller that also tells what was answered. Used as an async context manager."""
+
+    async def scores(self, text: str) -> list[float]:
+        """Probabilities of the labels, in their order.
+
+        Raises:
+            CallFailed: with what the server said.
+        """
+        ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class CallFailed(Exception):
+    """A server did not answer with scores."""
+
+
+class ShoalCaller:
     """Calls one model of one server over a few connections. Use as an async context manager."""
 
     def __init__(self, address: str, model: str, *, timeout_s: float, num_channels: int = 4) -> None:
@@ -79,7 +113,7 @@ class Caller:
         self._channels: list[grpc.aio.Channel] = []
         self._next = 0
 
-    async def __aenter__(self) -> Caller:
+    async def __aenter__(self) -> Self:
         # A pool of its own for each channel: connections of one pool would be shared and pinned to one front.
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 64 * 2**20)]
         self._channels = [grpc.aio.insecure_channel(self._address, options=options) for _ in range(self._num_channels)]
@@ -94,14 +128,22 @@ class Caller:
         await asyncio.gather(*(channel.close() for channel in self._channels))
 
     async def call(self, item: Item, intended_s: float, arrivals: list[Arrival]) -> Outcome:
-        """Carry out one item. A status is an outcome, not an exception; cancellation passes through.
-
-        Tokens are noted in `arrivals` as they come, so that those of a cancelled call are not lost.
-        """
+        """As the protocol says."""
         self._next = (self._next + 1) % self._num_channels
         if isinstance(item, ClassifyItem):
             return await self._call_classify(item, intended_s, self._next)
         return await self._call_generate(item, intended_s, self._next, arrivals)
+
+    async def scores(self, text: str) -> list[float]:
+        """As the protocol says."""
+        request = classify_pb2.ClassifyRequest(model=self._model, inputs=[classify_pb2.ClassifyInput(text=text)])
+        try:
+            reply = await self._classify[0].Classify(request, timeout=self._timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise CallFailed(f"{error.code().name}: {error.details()}") from None
+        result = reply.results[0]
+        by_label = dict(zip(result.label_ids, result.scores, strict=True))
+        return [by_label[label] for label in range(len(reply.labels))]
 
     async def _call_classify(self, item: ClassifyItem, intended_s: float, lane: int) -> Outcome:
         request = classify_pb2.ClassifyRequest(

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import report, workload
-from benchmarks.calls import OK, Caller, Outcome
+from benchmarks.calls import OK, Outcome, ShoalCaller
 from benchmarks.loadgen import ClosedLoop, OpenLoop, Recording, Window, record
 from benchmarks.summary import Slo, summarise
 
@@ -73,7 +73,7 @@ async def _run(
     window = Window(warmup_s=options.warmup, duration_s=options.duration)
     seen = _Seen()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    async with Caller(
+    async with ShoalCaller(
         options.address, options.model, timeout_s=options.timeout, num_channels=options.channels
     ) as caller:
         with Progress(*columns, console=console) as progress:

@@ -1,4 +1,4 @@
-"""The models that benchmarks run: real ones out of installed packages, published once into benchmarks/out/models.
+"""The models that benchmarks run: real ones out of installed packages, published once below benchmarks/out/models.
 
 A classifier (MiniLM-L6 with a fresh head over five labels) and a generator (SmolLM2-135M-Instruct).
 """
@@ -47,7 +47,7 @@ def write_classifier(folder: Path, *, favourite: int | None = None) -> Path:
         encoder_folder(), num_labels=NUM_LABELS, id2label=names, label2id={name: i for i, name in names.items()}
     )
     with torch.no_grad():
-        model.classifier.weight.normal_(0.0, 0.02)
+        model.classifier.weight.normal_(0.0, 0.02 if favourite is not None else 0.3)
         model.classifier.bias.zero_()
         if favourite is not None:
             model.classifier.bias[favourite] = 10.0
@@ -56,15 +56,20 @@ def write_classifier(folder: Path, *, favourite: int | None = None) -> Path:
     return folder
 
 
-def ensure_repository() -> Path:
-    """The repository with version 1 of both models; published when they are not there yet, which takes a minute."""
+def ensure_classifier() -> Path:
+    """The classifier as a transformers folder, the one that is published and that other servers read."""
+    folder = OUT / "minilm-classifier"
+    return folder if (folder / "config.json").exists() else write_classifier(folder)
+
+
+def ensure_repository(model: str) -> Path:
+    """A repository with version 1 of one of the models; published when it is not there yet, which takes a while."""
     from shoal_models.importer import import_model
 
-    repository = OUT / "models"
-    if not list_versions(repository, CLASSIFIER):
-        import_model(CLASSIFIER, str(write_classifier(OUT / "minilm-classifier")), repository)
-    if not list_versions(repository, GENERATOR):
-        import_model(GENERATOR, str(decoder_file()), repository)
+    repository = OUT / "models" / model
+    if not list_versions(repository, model):
+        source = ensure_classifier() if model == CLASSIFIER else decoder_file()
+        import_model(model, str(source), repository)
     return repository
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from benchmarks.front_hops import Hop
 from benchmarks.front_load import Measured, Shape
-from benchmarks.results import machine
+from benchmarks.machine import machine
 
 MUST_MS, AIM_MS = 0.7, 0.4  # CPU in front of the engine of a request with one text
 MUST_TEXTS, AIM_TEXTS = 8_000, 20_000  # texts/s through one front, many a message, token ids

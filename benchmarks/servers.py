@@ -1,4 +1,4 @@
-"""Servers under test as child processes on loopback, ended by their pids: Shoal and the naive one."""
+"""Servers under test as child processes on loopback, ended by their pids: Shoal, the naive one, and what peers need."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,9 +20,10 @@ from shoal.aio import AsyncClient
 from shoal.errors import NotFoundError, UnavailableError
 from shoal.types import ModelVersion
 
+from benchmarks import processes
+
 Changes = dict[str, dict[str, Any]]  # section of the configuration -> key -> value
 START_LIMIT_S = 120.0
-STOP_LIMIT_S = 60.0
 
 
 class ServerStartError(Exception):
@@ -31,11 +33,17 @@ class ServerStartError(Exception):
 class Server:
     """A child process that says where it listens. Use as a context manager."""
 
-    def __init__(self, name: str, command: list[str], folder: Path) -> None:
+    stop_limit_s = 60.0  # then it is ended by force
+
+    def __init__(
+        self, name: str, command: list[str], folder: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """`environment` comes on top of this process's own."""
         self.name = name
         self.folder = folder
         self.address = ""
         self._command = command
+        self._environment = environment or {}
         self._log_path = folder / "log.txt"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -51,6 +59,7 @@ class Server:
         with self._log_path.open("wb") as log:
             # Threads are each server's own choice, as its users would run it.
             environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+            environment.update(self._environment)
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log, env=environment)
         try:
             self._wait()
@@ -65,15 +74,17 @@ class Server:
         self.stop()
 
     def stop(self) -> None:
-        """End it as an operator does; by force when that takes too long."""
+        """End it as an operator does, and by force when that takes too long; then whatever it leaves behind."""
         assert self._process is not None
+        family = processes.tree(self.pid)[1:]
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             try:
-                self._process.wait(STOP_LIMIT_S)
+                self._process.wait(self.stop_limit_s)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        processes.end(family)
 
     def log_end(self) -> str:
         """The last lines it printed."""

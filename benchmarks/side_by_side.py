@@ -1,57 +1,136 @@
-"""Shoal and the naive server side by side: the same model folders, calls and number types, one after the other.
+"""Shoal beside the naive server and its peers: the same model, texts and number types, one server at a time.
 
-All servers are started first and idle while another is measured. Each round runs every case on both; what counts is the
-median of the rounds. Takes about eight minutes; writes benchmarks/RESULTS.md and benchmarks/out/side_by_side.json.
+Parts: `limits` (what the machine could do), `closed` (1, 32 and 64 calls in flight, and transformers without a server),
+`open` (Poisson arrivals at half of what the best peer can do), `engines` (forwards without a server) and `generate`.
+Each turn starts a server, checks its answers, measures and stops it; its record is a file below
+benchmarks/out/side_by_side. Without options the naive server and the two peers that did best in their sweeps take part,
+within 45 minutes; --all takes everybody. Writes benchmarks/RESULTS.md and its plots.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
+import shutil
 import time
-from contextlib import ExitStack
-from pathlib import Path
+from dataclasses import dataclass
 
-import uvloop
 import yaml
 from rich.console import Console
-from shoal.aio import AsyncClient
-from shoal_models.manifest import read_manifest
 
-from benchmarks import ceilings, folders, markdown, results
-from benchmarks.calls import Caller
-from benchmarks.cases import CALL_TIMEOUT_S, CASES, Case
-from benchmarks.limits import Work
-from benchmarks.loadgen import record
-from benchmarks.results import NAIVE, SHOAL, CaseResult, Results
-from benchmarks.servers import Changes, NaiveServer, Server, ShoalServer, wait_live
-from benchmarks.summary import Summary, summarise
+from benchmarks import bare_turn, ceilings, folders, news, plan, results_page, turns
+from benchmarks.contenders import NAIVE, SHOAL, contender
+from benchmarks.engines import rounds
+from benchmarks.peers import best
+from benchmarks.peers.best import NotSwept
+from benchmarks.peers.environment import InstallError
+from benchmarks.peers.registry import PEERS
+from benchmarks.plan import CLOSED, DTYPES, GENERATE, OPEN, Field
+from benchmarks.records import Store, Turn, measures, median
+from benchmarks.servers import Changes
+from benchmarks.turns import Slot
 
-RESULTS_PATH = Path(__file__).resolve().parent / "RESULTS.md"
-Side = tuple[str, str]  # which server, number type
+FOLDER = folders.OUT / "side_by_side"
+TRIAL_FOLDER = folders.OUT / "side_by_side_trial"  # of runs with --set or --scale, which leave RESULTS.md alone
+PARTS = ("limits", CLOSED, OPEN, "engines", GENERATE)
+NUM_BEST = 2  # peers beside the naive server when not everybody takes part
+ROUNDS = 3
+MINUTES = 43.0  # most time of a run without --all, setting up environments apart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What was asked for."""
+
+    peers: tuple[str, ...]
+    parts: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    open_dtypes: tuple[str, ...]
+    rounds: int
+    changes: Changes
+    scale: float  # of all times
+    deadline_s: float  # time.monotonic()
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run, print and write the comparison."""
+    """Measure what is asked for and is not there yet, then write the page from all that is."""
+    options = _parser().parse_args(arguments)
+    console = Console()
+    trial = options.scale != 1 or bool(options.set)
+    folder = TRIAL_FOLDER if trial else FOLDER
+    if not (options.resume or options.only or options.report):
+        shutil.rmtree(folder, ignore_errors=True)
+    store = Store(folder)
+    if not options.report:
+        _prepare()
+        run = _run(options, _installed(options, store, console))
+        _measure(run, store, console)
+    results_page.write(store.load(), folder, folder if trial else results_page.FOLDER, console)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks side-by-side", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (default %(default)s)")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only cases with this in their names; no RESULTS.md")
+    parser.add_argument("--all", action="store_true", help="all peers, open loops in both number types; no time limit")
+    parser.add_argument("--peers", default="", help="these peers, separated by commas")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="interleaved rounds (default %(default)s)")
+    parser.add_argument("--only", default="", help=f"parts to measure anew or go on with, of {', '.join(PARTS)}")
+    parser.add_argument("--dtype", choices=DTYPES, help="one number type")
+    parser.add_argument("--resume", action="store_true", help="keep the turns that are there and take the others")
+    parser.add_argument("--report", action="store_true", help="measure nothing, write the page from what is there")
+    parser.add_argument("--minutes", type=float, help=f"begin no turn after so long (default {MINUTES:g}; --all: none)")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="of all times, to try things out (default %(default)s)"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="another configuration of Shoal"
     )
-    options = parser.parse_args(arguments)
-    changes = _changes(options.set)
-    cases = tuple(case for case in CASES if options.only in case.name)
-    console = Console()
-    found = uvloop.run(_compare(cases, options.rounds, changes, console))
-    console.print(results.table(found))
-    folders.OUT.mkdir(parents=True, exist_ok=True)
-    (folders.OUT / "side_by_side.json").write_text(json.dumps(results.as_tree(found), indent=2) + "\n")
-    if not options.only and not changes:
-        RESULTS_PATH.write_text(markdown.page(found))
-        console.print(f"Written to {RESULTS_PATH}")
-    return 0
+    return parser
+
+
+def _prepare() -> None:
+    for model in (folders.CLASSIFIER, folders.GENERATOR):
+        folders.ensure_repository(model)
+    news.ensure()
+
+
+def _run(options: argparse.Namespace, peers: tuple[str, ...]) -> Run:
+    parts = tuple(options.only.split(",")) if options.only else PARTS
+    if unknown := set(parts) - set(PARTS):
+        raise SystemExit(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    dtypes = (options.dtype,) if options.dtype else DTYPES
+    minutes = options.minutes or (24 * 60.0 if options.all else MINUTES)
+    return Run(
+        peers=peers,
+        parts=parts,
+        dtypes=dtypes,
+        open_dtypes=dtypes if options.all else dtypes[:1],
+        rounds=options.rounds,
+        changes=_changes(options.set),
+        scale=options.scale,
+        deadline_s=time.monotonic() + minutes * 60,
+    )
+
+
+def _installed(options: argparse.Namespace, store: Store, console: Console) -> tuple[str, ...]:
+    """Names of the peers that take part and can be installed; the others leave a record with the reason."""
+    if options.peers:
+        wanted = options.peers.split(",")
+    elif options.all:
+        wanted = list(PEERS)
+    else:
+        wanted = sorted({name for dtype in DTYPES for name in best.fastest(list(PEERS.values()), dtype, NUM_BEST)})
+    found = []
+    for name in wanted:
+        try:
+            PEERS[name].environment.ensure()
+        except InstallError as error:
+            console.print(f"{name} cannot be installed: {error}")
+            for dtype in DTYPES:
+                slot = Slot(part=CLOSED, dtype=dtype, round=0, name=name, loads=())
+                store.save(turns.failed(slot, f"cannot be installed: {error}"))
+        else:
+            found.append(name)
+    return tuple(found)
 
 
 def _changes(settings: list[str]) -> Changes:
@@ -64,84 +143,70 @@ def _changes(settings: list[str]) -> Changes:
     return changes
 
 
-async def _compare(cases: tuple[Case, ...], rounds: int, changes: Changes, console: Console) -> Results:
-    console.print("Models ...")
-    repository = folders.ensure_repository()
-    console.print("What the machine can do at most ...")
-    limits = ceilings.measure()
-    with ExitStack() as stack:
-        console.print("Servers ...")
-        servers = {side: stack.enter_context(server) for side, server in _servers(cases, repository, changes).items()}
-        computed_in = {case.name: await _compute_dtype(servers[SHOAL, case.dtype], case) for case in cases}
-        summaries = await _run_rounds(cases, servers, rounds, console)
-    return Results(
-        cases=tuple(
-            CaseResult(
-                case=case,
-                shoal=tuple(summaries[case.name, SHOAL]),
-                naive=tuple(summaries[case.name, NAIVE]),
-                compute_dtype=computed_in[case.name],
-                work=_work(repository, case),
-            )
-            for case in cases
-        ),
-        ceilings=limits,
-        num_rounds=rounds,
-        measured_at=time.time(),
+def _measure(run: Run, store: Store, console: Console) -> None:
+    if "limits" in run.parts:
+        console.print("What the machine can do at most ...")
+        results_page.write_limits(store.folder, ceilings.measure())
+    for part in (CLOSED, OPEN):
+        if part in run.parts:
+            _rounds(run, part, store, console)
+    if "engines" in run.parts:
+        rounds.measure(run.rounds, store.folder, console, run.deadline_s)
+    if GENERATE in run.parts:
+        _rounds(run, GENERATE, store, console)
+
+
+def _rounds(run: Run, part: str, store: Store, console: Console) -> None:
+    for number in range(run.rounds):
+        for dtype in run.open_dtypes if part == OPEN else run.dtypes:
+            peers = run.peers if len(run.peers) > NUM_BEST + 1 else _best(run.peers, dtype)
+            field = Field(shoal=SHOAL, others=(NAIVE, *peers), bare=bare_turn.BARE, generators=(NAIVE,))
+            loads = plan.loads_of(part, capacity(store.load(), dtype, field.others))
+            for slot in plan.scaled(plan.round_of(part, dtype, number, field, loads), run.scale):
+                if time.monotonic() > run.deadline_s:
+                    console.print("out of time: the page is written from what is there")
+                    return
+                if not store.has(slot.part, slot.dtype, slot.round, slot.name):
+                    turn = _take(slot, run.changes)
+                    store.save(turn)
+                    console.print(_line(turn))
+
+
+def _best(peers: tuple[str, ...], dtype: str) -> list[str]:
+    return best.fastest([PEERS[name] for name in peers], dtype, NUM_BEST)
+
+
+def capacity(found: list[Turn], dtype: str, others: tuple[str, ...]) -> float:
+    """Calls a second of the best of `others` in closed loops; 0 before there were any."""
+    labels = [load.label for load in plan.CLOSED_LOADS]
+    rates = [
+        median(measure.rate for measure in measures(found, CLOSED, dtype, name, label))
+        for name in others
+        for label in labels
+    ]
+    return max((rate for rate in rates if rate == rate), default=0.0)
+
+
+def _take(slot: Slot, changes: Changes) -> Turn:
+    if slot.name == bare_turn.BARE:
+        return bare_turn.take(slot)
+    if slot.part == OPEN and not slot.loads[0].rate:
+        return turns.failed(slot, "no peer's capacity is known: measure the part closed first")
+    model = folders.GENERATOR if slot.part == GENERATE else folders.CLASSIFIER
+    try:
+        one = contender(slot.name, model, slot.dtype, changes)
+    except NotSwept as error:
+        return turns.failed(slot, str(error))
+    return turns.take(slot, one, folders.OUT / "servers" / f"{slot.name}-{slot.part}-{slot.dtype}")
+
+
+def _line(turn: Turn) -> str:
+    told = ", ".join(
+        f"{m.load.label}: {m.rate:.1f}/s p99 {(m.p99_s or 0) * 1e3:.0f} ms{f' errors {m.errors}' if m.errors else ''}"
+        for m in turn.measures
     )
-
-
-def _servers(cases: tuple[Case, ...], repository: Path, changes: Changes) -> dict[Side, Server]:
-    """One Shoal and one naive server for each number type, with what the cases need of them."""
-    found: dict[Side, Server] = {}
-    for dtype in sorted({case.dtype for case in cases}):
-        wanted = {case.model for case in cases if case.dtype == dtype}
-        paths = {model: repository / model / "1" for model in wanted}
-        folder = folders.OUT / "servers"
-        found[SHOAL, dtype] = ShoalServer(folder / f"shoal-{dtype}", repository, dtype, changes=changes)
-        found[NAIVE, dtype] = NaiveServer(
-            folder / f"naive-{dtype}",
-            dtype,
-            classify=paths.get(folders.CLASSIFIER),
-            generate=paths.get(folders.GENERATOR),
-        )
-    return found
-
-
-async def _compute_dtype(server: Server, case: Case) -> str:
-    async with AsyncClient(server.address) as client:
-        return await wait_live(client, case.model, 1)
-
-
-async def _run_rounds(
-    cases: tuple[Case, ...], servers: dict[Side, Server], rounds: int, console: Console
-) -> dict[tuple[str, str], list[Summary]]:
-    sides = (SHOAL, NAIVE)
-    summaries: dict[tuple[str, str], list[Summary]] = {(case.name, side): [] for case in cases for side in sides}
-    for number in range(rounds):
-        for case in cases:
-            # Who goes first changes with the rounds, so that neither always meets the warmer machine.
-            for side in sides if number % 2 == 0 else reversed(sides):
-                summary = await _measure(servers[side, case.dtype], case, number)
-                summaries[case.name, side].append(summary)
-                rate = f"{case.rate(summary):9,.1f} {case.unit}"
-                errors = f", errors {summary.errors}" if summary.errors else ""
-                console.print(f"round {number + 1}  {case.name:20} {side:6} {rate}{errors}")
-    return summaries
-
-
-async def _measure(server: Server, case: Case, seed: int) -> Summary:
-    async with Caller(server.address, case.model, timeout_s=CALL_TIMEOUT_S) as caller:
-        recording = await record(caller, case.items(seed), case.loop, case.window)
-    await asyncio.sleep(0.5)  # cancelled calls leave the server
-    return summarise(recording)
-
-
-def _work(repository: Path, case: Case) -> Work:
-    from shoal_models.load import open_model
-
-    path = repository / case.model / "1"
-    return ceilings.work_of(open_model(path, read_manifest(path).architecture))
+    checked = "" if turn.checked is None or turn.checked.passed else "WRONG ANSWERS, "
+    return f"{turn.part} {turn.dtype} round {turn.round + 1} {turn.name:10} {checked}{turn.failure[:200] or told}"
 
 
 if __name__ == "__main__":

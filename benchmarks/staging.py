@@ -47,7 +47,7 @@ class Staging:
     def _source(self, model: str, version: int) -> Path:
         """A version folder whose files the staged version shares."""
         if model == folders.GENERATOR:
-            return folders.ensure_repository() / model / "1"
+            return folders.ensure_repository(model) / model / "1"
         name = f"head-{version % 2}"
         if not list_versions(self._sources, name):
             from shoal_models.importer import import_model  # brings in torch

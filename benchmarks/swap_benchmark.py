@@ -23,7 +23,7 @@ from rich.console import Console
 from shoal.aio import AsyncClient
 
 from benchmarks import folders, swap_report, workload
-from benchmarks.calls import Caller
+from benchmarks.calls import ShoalCaller
 from benchmarks.loadgen import OpenLoop, Recording, Window, record
 from benchmarks.servers import ShoalServer, wait_live
 from benchmarks.staging import Staging
@@ -128,8 +128,8 @@ async def _load(address: str, load: Load, window: Window) -> tuple[Recording, Re
     classify_items = workload.classify_items(500, texts_per_call=TEXTS_PER_CALL)
     generate_items = workload.generate_items(200)
     async with (
-        Caller(address, folders.CLASSIFIER, timeout_s=CALL_TIMEOUT_S) as classifying,
-        Caller(address, folders.GENERATOR, timeout_s=CALL_TIMEOUT_S) as generating,
+        ShoalCaller(address, folders.CLASSIFIER, timeout_s=CALL_TIMEOUT_S) as classifying,
+        ShoalCaller(address, folders.GENERATOR, timeout_s=CALL_TIMEOUT_S) as generating,
     ):
         return await asyncio.gather(
             record(classifying, classify_items, OpenLoop(rate=load.classify_rate), window),

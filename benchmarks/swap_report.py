@@ -11,8 +11,8 @@ from rich.table import Table
 
 from benchmarks.calls import OK, Outcome, inter_token_s
 from benchmarks.loadgen import Recording
+from benchmarks.machine import machine
 from benchmarks.report import milliseconds
-from benchmarks.results import machine
 from benchmarks.staging import favourite_label
 from benchmarks.summary import Percentiles, percentiles
 

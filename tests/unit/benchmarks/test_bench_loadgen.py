@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import cast
 
 import pytest
 
-from benchmarks.calls import Arrival, Caller, Outcome
+from benchmarks.calls import Arrival, Outcome
 from benchmarks.loadgen import ClosedLoop, OpenLoop, Window, record
 from benchmarks.workload import ClassifyItem, Item
 
@@ -41,13 +40,9 @@ class FakeCaller:
             self.in_flight -= 1
 
 
-def as_caller(fake: FakeCaller) -> Caller:
-    return cast("Caller", fake)
-
-
 async def test_closed_loop_keeps_so_many_in_flight_and_cancels_the_rest() -> None:
     fake = FakeCaller(0.02)
-    found = await record(as_caller(fake), ITEMS, ClosedLoop(in_flight=5), Window(warmup_s=0.1, duration_s=0.3))
+    found = await record(fake, ITEMS, ClosedLoop(in_flight=5), Window(warmup_s=0.1, duration_s=0.3))
     assert fake.most_in_flight == 5
     assert fake.in_flight == 0
     assert found.num_unfinished <= 5
@@ -57,7 +52,7 @@ async def test_closed_loop_keeps_so_many_in_flight_and_cancels_the_rest() -> Non
 
 async def test_tokens_of_calls_cut_off_by_the_end_are_counted() -> None:
     fake = FakeCaller(60.0)
-    found = await record(as_caller(fake), ITEMS, ClosedLoop(in_flight=3), Window(warmup_s=0.0, duration_s=0.1))
+    found = await record(fake, ITEMS, ClosedLoop(in_flight=3), Window(warmup_s=0.0, duration_s=0.1))
     assert found.outcomes == ()
     assert found.num_unfinished == 3
     assert [len(stream) for stream in found.streams] == [1, 1, 1]
@@ -70,7 +65,7 @@ async def test_open_loop_charges_a_stalled_server_with_the_whole_wait() -> None:
     though every single one took 50 ms to serve.
     """
     fake = FakeCaller(0.05, one_at_a_time=True)
-    found = await record(as_caller(fake), ITEMS, OpenLoop(rate=100.0), Window(warmup_s=0.0, duration_s=0.4))
+    found = await record(fake, ITEMS, OpenLoop(rate=100.0), Window(warmup_s=0.0, duration_s=0.4))
     assert found.num_unfinished == 0
     assert len(found.outcomes) > 20
     assert len(found.completed) < 12
@@ -79,7 +74,7 @@ async def test_open_loop_charges_a_stalled_server_with_the_whole_wait() -> None:
 
 async def test_open_loop_sends_at_the_rate_whatever_the_server_does() -> None:
     fake = FakeCaller(0.5)
-    found = await record(as_caller(fake), ITEMS, OpenLoop(rate=200.0, seed=3), Window(warmup_s=0.0, duration_s=0.5))
+    found = await record(fake, ITEMS, OpenLoop(rate=200.0, seed=3), Window(warmup_s=0.0, duration_s=0.5))
     assert 60 <= len(found.outcomes) <= 140
     assert fake.most_in_flight > 50
 
@@ -91,4 +86,4 @@ async def test_fault_of_the_generator_itself_is_not_swallowed() -> None:
 
     for loop in (ClosedLoop(in_flight=2), OpenLoop(rate=50.0)):
         with pytest.raises(ZeroDivisionError):
-            await record(as_caller(Broken(0.0)), ITEMS, loop, Window(warmup_s=0.0, duration_s=0.1))
+            await record(Broken(0.0), ITEMS, loop, Window(warmup_s=0.0, duration_s=0.1))

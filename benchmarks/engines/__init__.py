@@ -1,0 +1,1 @@
+"""Forwards alone, without a server: Shoal's own execution beside OpenVINO and ONNX Runtime."""

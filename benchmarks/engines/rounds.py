@@ -1,0 +1,212 @@
+"""Runs the engines in turns, each in a process that waits while another one works; first tunes each of them.
+
+Tuning tries every number of threads and batch size shortly; the best of each engine then runs in every round. The
+machine's matrix products are measured beside them, since a share of a ceiling means little when both are taken at
+different times.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from transformers import AutoConfig
+
+from benchmarks import answers, ceilings, folders, news
+from benchmarks.engines.work import Asked, Ran, Setup, Texts
+from benchmarks.limits import Ceilings, EncoderWork
+from benchmarks.peers.environment import ROOT, Environment, InstallError
+from benchmarks.records import Checked
+
+NUM_TEXTS = 1024
+TUNE_S = 1.5
+ROUND_S = 5.0
+NAME = "engines.json"
+_ENVIRONMENT = Environment(name="engines", requirements=Path(__file__).resolve().parent / "requirements.txt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """One way to run the model."""
+
+    name: str
+    dtype: str  # "bfloat16", "float32" or "int8"
+    setups: tuple[Setup, ...]
+    kind: str  # "shoal", "openvino" or "onnxruntime"
+
+
+class EngineResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine over all rounds, or why it has none."""
+
+    name: str
+    dtype: str
+    setup: Setup | None = None
+    texts_per_s: list[float] = []  # of each round
+    flops_per_s: list[float] = []  # of each round: linear layers and attention of the real lengths
+    checked: Checked | None = None
+    failure: str = ""
+
+
+class EngineResults(msgspec.Struct, frozen=True, kw_only=True):
+    """All engines, and what the machine could do meanwhile."""
+
+    engines: list[EngineResult]
+    ceilings: Ceilings
+
+
+def _padded_setups() -> tuple[Setup, ...]:
+    return tuple(Setup(threads=threads, batch=batch) for threads in (2, 1) for batch in (8, 16, 32, 64))
+
+
+def _packed_setups() -> tuple[Setup, ...]:
+    return tuple(Setup(threads=threads, batch=1024) for threads in (2, 1))  # the batcher's token budget
+
+
+ENGINES = (
+    Engine(name="Shoal bfloat16", dtype="bfloat16", setups=_packed_setups(), kind="shoal"),
+    Engine(name="Shoal float32", dtype="float32", setups=_packed_setups(), kind="shoal"),
+    Engine(name="Shoal int8", dtype="int8", setups=_packed_setups(), kind="shoal"),
+    Engine(name="OpenVINO bfloat16", dtype="bfloat16", setups=_padded_setups(), kind="openvino"),
+    Engine(name="ONNX Runtime int8", dtype="int8", setups=_padded_setups(), kind="onnxruntime"),
+)
+
+
+class Running:
+    """An engine's process."""
+
+    def __init__(self, engine: Engine, texts: Path) -> None:
+        self._log = (folders.OUT / f"engine-{engine.kind}-{engine.dtype}.log").open("w+b")
+        self._process = subprocess.Popen(
+            _command(engine, texts), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, cwd=ROOT
+        )
+        self._read()
+
+    def run(self, setup: Setup, seconds: float) -> Ran:
+        """Work for so long.
+
+        Raises:
+            EngineFailed: the process ended.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(msgspec.json.encode(Asked(setup=setup, seconds=seconds)) + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        return msgspec.json.decode(self._read(), type=Ran)
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+    def _read(self) -> bytes:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._log.seek(0)
+            told = self._log.read().decode(errors="replace").strip().splitlines()
+            self.close()
+            raise EngineFailed(told[-1][-300:] if told else "it ended without a word")
+        return line
+
+
+class EngineFailed(Exception):
+    """An engine cannot run here; the message is the last that it printed."""
+
+
+def _command(engine: Engine, texts: Path) -> list[str]:
+    common = ["--texts", str(texts), "--checked", str(answers.NUM_CHECKED)]
+    if engine.kind == "shoal":
+        version = folders.ensure_repository(folders.CLASSIFIER) / folders.CLASSIFIER / "1"
+        own = ["--version", str(version), "--dtype", engine.dtype]
+        return [sys.executable, "-m", "benchmarks.engines.shoal_engine", *own, *common]
+    own = ["--engine", engine.kind, "--model", str(folders.ensure_classifier()), "--work", str(folders.OUT / "onnx")]
+    return [str(_ENVIRONMENT.python), "-m", "benchmarks.engines.padded_engines", *own, *common]
+
+
+def measure(rounds: int, folder: Path, console: Console, deadline_s: float) -> None:
+    """Start and tune all engines, then take `rounds` turns; writes `NAME` into `folder`."""
+    running, results = _start(console)
+    limits = ceilings.measure()
+    try:
+        tuned = {name: _tune(engine, running[name], console) for name, engine in _present(running)}
+        for number in range(rounds):
+            for name, engine in _present(running):
+                if time.monotonic() > deadline_s and number:
+                    break
+                ran = running[name].run(tuned[name], ROUND_S)
+                results[name] = _added(results[name], tuned[name], ran, engine.dtype)
+                console.print(f"engines round {number + 1} {name:18} {ran.texts_per_s:,.0f} texts/s")
+    finally:
+        for process in running.values():
+            process.close()
+    folder.mkdir(parents=True, exist_ok=True)
+    found = EngineResults(engines=list(results.values()), ceilings=limits)
+    (folder / NAME).write_bytes(msgspec.json.format(msgspec.json.encode(found)))
+
+
+def _present(running: dict[str, Running]) -> list[tuple[str, Engine]]:
+    return [(engine.name, engine) for engine in ENGINES if engine.name in running]
+
+
+def _start(console: Console) -> tuple[dict[str, Running], dict[str, EngineResult]]:
+    path = folders.OUT / "engine-texts.json"
+    ids = [encoding.ids for encoding in news.tokenizer().encode_batch(list(news.ensure().texts[:NUM_TEXTS]))]
+    path.write_bytes(msgspec.json.encode(Texts(ids=ids)))
+    running: dict[str, Running] = {}
+    results: dict[str, EngineResult] = {}
+    for engine in ENGINES:
+        failure = ""
+        try:
+            if engine.kind != "shoal":
+                _ENVIRONMENT.ensure()
+            running[engine.name] = Running(engine, path)
+        except (InstallError, EngineFailed) as error:
+            failure = str(error)
+            console.print(f"{engine.name} does not run: {failure}")
+        results[engine.name] = EngineResult(name=engine.name, dtype=engine.dtype, failure=failure)
+    return running, results
+
+
+def _tune(engine: Engine, process: Running, console: Console) -> Setup:
+    rates = {setup: process.run(setup, TUNE_S).texts_per_s for setup in engine.setups}
+    best = max(rates, key=lambda setup: rates[setup])
+    console.print(f"{engine.name}: best with {best.threads} threads and batches of {best.batch}")
+    return best
+
+
+def _added(result: EngineResult, setup: Setup, ran: Ran, dtype: str) -> EngineResult:
+    workload = news.ensure()
+    check = answers.compare(dtype, ran.scores, answers.ensure_reference(workload))
+    flops_per_text = _work().flops(workload.num_tokens[:NUM_TEXTS]) / NUM_TEXTS
+    return EngineResult(
+        name=result.name,
+        dtype=dtype,
+        setup=setup,
+        texts_per_s=[*result.texts_per_s, ran.texts_per_s],
+        flops_per_s=[*result.flops_per_s, ran.texts_per_s * flops_per_text],
+        checked=Checked(agreement=check.agreement, max_difference=check.max_difference, passed=check.passed),
+    )
+
+
+def _work() -> EncoderWork:
+    return ceilings.encoder_work(AutoConfig.from_pretrained(folders.ensure_classifier()))
+
+
+def read(folder: Path) -> EngineResults | None:
+    """What was measured last; None when nothing was."""
+    path = folder / NAME
+    return msgspec.json.decode(path.read_bytes(), type=EngineResults) if path.exists() else None
+
+
+def names(results: Sequence[EngineResult], prefix: str) -> list[EngineResult]:
+    """Those of one maker."""
+    return [result for result in results if result.name.startswith(prefix)]

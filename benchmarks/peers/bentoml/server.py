@@ -1,0 +1,23 @@
+"""BentoML: one service with a batchable endpoint behind a service that takes single texts, as its guide lays out."""
+
+from __future__ import annotations
+
+import bentoml
+
+from benchmarks.peers.padded import PaddedClassifier
+from benchmarks.peers.served import read_served
+
+SERVED = read_served()
+
+
+@bentoml.service(workers=SERVED.workers, traffic={"timeout": 600})
+class Classifier:
+    """Takes {"texts": [...]}, answers a list of scores for each."""
+
+    def __init__(self) -> None:
+        self._model = PaddedClassifier(SERVED)
+
+    @bentoml.api(batchable=True, max_batch_size=SERVED.max_batch, max_latency_ms=60_000)
+    def classify(self, texts: list[str]) -> list[list[float]]:
+        """One batch, which BentoML has put together."""
+        return self._model.scores(texts)

@@ -1,0 +1,66 @@
+"""What a sweep tries next, and what it has found. Pure.
+
+The whole product of the axes would take hours, so they are walked one after the other (coordinate descent): every value
+of an axis is tried with the best values of the axes before it. Then the fastest few are tried again, since short tries
+on a shared machine are noisy; medians decide.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.peers.settings import AXES, Grid, Settings
+
+NUM_FINALISTS = 2
+TRIES_OF_FINALISTS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """What one try came to."""
+
+    settings: Settings
+    rates: dict[int, float]  # texts/s by calls in flight; empty when it failed
+    failure: str = ""
+
+    @property
+    def score(self) -> float:
+        """Geometric mean of the rates; 0 for a failure."""
+        if not self.rates:
+            return 0.0
+        return math.prod(self.rates.values()) ** (1 / len(self.rates))
+
+
+def next_settings(grid: Grid, dtype: str, tries: Sequence[Tried]) -> Settings | None:
+    """What to try after `tries`; None when the sweep is done."""
+    best = grid.first(dtype)
+    for axis in AXES:
+        candidates = grid.along(axis, best)
+        for settings in candidates:
+            if not any(tried.settings == settings for tried in tries):
+                return settings
+        best = max(candidates, key=lambda settings: score(settings, tries))
+    finalists = sorted({tried.settings for tried in tries}, key=lambda s: -score(s, tries))[:NUM_FINALISTS]
+    counts = {settings: sum(tried.settings == settings for tried in tries) for settings in finalists}
+    working = [settings for settings in finalists if score(settings, tries) and counts[settings] < TRIES_OF_FINALISTS]
+    return min(working, key=lambda settings: counts[settings], default=None)
+
+
+def score(settings: Settings, tries: Sequence[Tried]) -> float:
+    """Median over the tries of these settings; 0 of none."""
+    found = [tried.score for tried in tries if tried.settings == settings]
+    return statistics.median(found) if found else 0.0
+
+
+def winner(tries: Sequence[Tried]) -> Tried | None:
+    """The fastest settings with the medians of their rates; None when all failed."""
+    working = {tried.settings for tried in tries if tried.score}
+    if not working:
+        return None
+    best = max(working, key=lambda settings: score(settings, tries))
+    theirs = [tried.rates for tried in tries if tried.settings == best and tried.rates]
+    rates = {number: statistics.median(rates[number] for rates in theirs) for number in theirs[0]}
+    return Tried(settings=best, rates=rates)

@@ -1,0 +1,1 @@
+"""See server.py (runs in the peer's environment) and peer.py (runs in ours)."""
