@@ -76,7 +76,7 @@ class ModelCalls:
 
         Raises:
             NotFoundError: there is no such version.
-            PreconditionError: it is live, draining, loading or labelled.
+            PreconditionError: it is live, idle, draining, loading or labelled.
         """
         ticket = self._connection.ticket(DELETE_MODEL_VERSION, options)
         request = model_pb2.DeleteModelVersionRequest(name=name, version=checked_version("version", version))

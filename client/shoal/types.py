@@ -292,7 +292,7 @@ class ModelVersion:
     """One version of a model."""
 
     version: int
-    state: str  # "available", "loading", "live", "draining", "rejected" or "unloaded"
+    state: str  # "available", "loading", "live", "draining", "rejected", "unloaded" or "idle"
     reason: str  # why it was refused; empty otherwise
     labels: tuple[str, ...]
     publish_time: datetime | None

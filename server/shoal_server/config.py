@@ -44,6 +44,8 @@ class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Which versions of one model are served."""
 
     serve: Literal["latest", "labelled"] | list[int] = "latest"  # "latest": the newest and every labelled one
+    pinned: bool = False  # stays loaded: neither unloaded for being idle nor to make room
+    idle_unload_s: float | None = None  # unset: repository.idle_unload_s
 
 
 class RepositoryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,7 +55,27 @@ class RepositoryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     poll_interval_s: float = 2.0  # always polled, since network volumes send no events
     watch: bool = True  # also listen to file system events
     keep_versions: int = 5  # newest versions kept of each model; labelled and draining ones always are
+    idle_unload_s: float | None = None  # a version not asked for so long rests until it is; unset: none does
+    evict_idle: bool = False  # where memory is short, idle versions rest, the least recently used first
     models: dict[str, ModelPolicy] = {}
+
+    def idle_unload_s_of(self, model: str) -> float | None:
+        """After how long without a request a version of the model rests; None: never."""
+        policy = self.models.get(model, ModelPolicy())
+        if policy.pinned:
+            return None
+        return self.idle_unload_s if policy.idle_unload_s is None else policy.idle_unload_s
+
+    def is_evictable(self, model: str) -> bool:
+        """Whether idle versions of the model may make room for others."""
+        return self.evict_idle and not self.models.get(model, ModelPolicy()).pinned
+
+    @property
+    def lets_rest(self) -> bool:
+        """Whether any version may rest, so that its use has to be known."""
+        return self.evict_idle or any(
+            seconds is not None for seconds in (self.idle_unload_s, *(p.idle_unload_s for p in self.models.values()))
+        )
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,6 +86,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: what the device computes fastest
     num_threads: int | None = None  # intra-op threads of one engine; unset: the cores but one, divided by engines
     memory_limit_bytes: int | None = None  # unset: the cgroup's limit and what is free
+    max_loaded_bytes: int | None = None  # weights and KV caches of all versions of one engine; unset: no such bound
     max_restart_backoff_s: float = 30.0
 
 
@@ -138,9 +161,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "listen.lame_duck_s": (0, 600),
     "repository.poll_interval_s": (0.05, 3600),
     "repository.keep_versions": (1, 10_000),
+    "repository.idle_unload_s": (1, 31_536_000),
     "engine.num_engines": (0, 64),
     "engine.num_threads": (1, 1024),
     "engine.memory_limit_bytes": (2**20, 2**50),
+    "engine.max_loaded_bytes": (1, 2**50),
     "engine.max_restart_backoff_s": (0.1, 3600),
     "classify.token_budget": (16, 2**20),
     "classify.max_waiting_tokens": (16, 2**31),
@@ -178,6 +203,7 @@ def load_config(path: Path | None = None, environment: Mapping[str, str] = os.en
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path or 'configuration'}: {error}") from None
     _check_ranges(config)
+    _check_models(config.repository)
     _check_listen(config.listen)
     return config
 
@@ -241,6 +267,14 @@ def _check_ranges(config: ServerConfig) -> None:
         value = getattr(getattr(config, section), name)
         if value is not None and not low <= value <= high:
             raise ConfigError(f"{key} is {value}; allowed are {low} to {high}")
+
+
+def _check_models(repository: RepositoryConfig) -> None:
+    low, high = RANGES["repository.idle_unload_s"]
+    for name, policy in repository.models.items():
+        if policy.idle_unload_s is not None and not low <= policy.idle_unload_s <= high:
+            key = f"repository.models.{name}.idle_unload_s"
+            raise ConfigError(f"{key} is {policy.idle_unload_s}; allowed are {low} to {high}")
 
 
 def _check_listen(listen: ListenConfig) -> None:

@@ -28,6 +28,7 @@ class VersionState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     VERSION_STATE_DRAINING: _ClassVar[VersionState]
     VERSION_STATE_REJECTED: _ClassVar[VersionState]
     VERSION_STATE_UNLOADED: _ClassVar[VersionState]
+    VERSION_STATE_IDLE: _ClassVar[VersionState]
 MODEL_KIND_UNSPECIFIED: ModelKind
 MODEL_KIND_CLASSIFIER: ModelKind
 MODEL_KIND_GENERATOR: ModelKind
@@ -39,6 +40,7 @@ VERSION_STATE_LIVE: VersionState
 VERSION_STATE_DRAINING: VersionState
 VERSION_STATE_REJECTED: VersionState
 VERSION_STATE_UNLOADED: VersionState
+VERSION_STATE_IDLE: VersionState
 
 class ModelVersion(_message.Message):
     __slots__ = ("version", "state", "reason", "labels", "publish_time", "load_duration", "weight_bytes", "execution", "compute_dtype", "architecture", "max_tokens", "class_labels", "head", "chat", "job_id", "metrics", "memory_bytes")

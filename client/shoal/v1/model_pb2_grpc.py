@@ -88,7 +88,8 @@ class ModelServiceServicer(object):
 
     def LoadModel(self, request, context):
         """Loads a version and answers when it is live or refused. Undoes an earlier unload. Safe to retry.
-        Errors: NOT_FOUND, FAILED_PRECONDITION with the reason of the refusal.
+        Errors: NOT_FOUND, FAILED_PRECONDITION with the reason of the refusal; UNAVAILABLE with RetryInfo when
+        memory is too short for one that was idle.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,7 +105,7 @@ class ModelServiceServicer(object):
 
     def DeleteModelVersion(self, request, context):
         """Deletes a version from the repository. Safe to retry.
-        Errors: NOT_FOUND, FAILED_PRECONDITION when it is live, draining, loading or labelled.
+        Errors: NOT_FOUND, FAILED_PRECONDITION when it is live, idle, draining, loading or labelled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

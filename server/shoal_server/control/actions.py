@@ -69,6 +69,7 @@ class NoteFreed:
     """No engine holds the version any more."""
 
     key: VersionKey
+    resting: bool = False  # it comes back when it is asked for
 
 
 Action = SendLoad | SendUnload | SendPrepare | SendRouting | DeleteFiles | NoteLive | NoteRejected | NoteFreed

@@ -73,6 +73,7 @@ class Conductor:
     def apply(self) -> None:
         """Carry out everything that rollout decides now."""
         self.rollout.protect(self._protected())
+        self.rollout.time_is(time.monotonic())
         for action in self.rollout.plan():
             self._carry_out(action)
         self._changed.set()
@@ -139,6 +140,8 @@ class Conductor:
             case NoteRejected(key=key, reason=reason):
                 _log.error("version_rejected", model=key.model, version=key.version, reason=reason)
                 self.num_rejections[key] += 1
+            case NoteFreed(key=key, resting=True):
+                _log.info("version_rests", model=key.model, version=key.version)
             case NoteFreed(key=key):
                 _log.info("version_freed", model=key.model, version=key.version)
                 self.freed.freed(key, time.monotonic())

@@ -11,6 +11,7 @@ import msgspec
 
 from shoal_server.control.page_tokens import check_page_size, decode_page_token, encode_page_token
 from shoal_server.control.policy import ModelRecord, record_loaded, record_unloaded
+from shoal_server.control.residency import is_on_demand, waiting_for
 from shoal_server.control.rollout import Rollout
 from shoal_server.control.routing import model_status, version_status
 from shoal_server.control.versions import Phase, VersionEntry, VersionKey
@@ -21,6 +22,7 @@ from shoal_server.errors import (
     Precondition,
     StorageFull,
     VersionInUse,
+    VersionLoading,
     VersionNotFound,
     VersionRejected,
     WrongModelKind,
@@ -37,10 +39,13 @@ from shoal_server.ipc.calls import (
     UnloadModel,
     VersionList,
     VersionStatus,
+    WakeVersion,
+    Woken,
 )
 
 _LABEL = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _MAX_NAMES_LISTED = 20
+_SHORTAGE_RETRY_S = 5.0  # when to come back for a version that memory was too short for
 
 
 class Steering(Protocol):
@@ -105,9 +110,28 @@ class ModelCalls:
         self._steering.change_record(
             key.model, lambda record: record_loaded(record, key.version, others, named=is_named, pin=pin)
         )
-        self._steering.apply()
-        await self._wait_settled(key)
+        with waiting_for(self._rollout, key):
+            self._steering.apply()
+            await self._wait_settled(key)
         return version_status(self._rollout, self._rollout.entries[key])
+
+    async def wake(self, call: WakeVersion) -> Woken:
+        """Load a version that comes on demand; answered when it is live or will not be.
+
+        Raises:
+            VersionLoading: memory is too short for it now.
+        """
+        key = VersionKey(call.name, call.version)
+        if key in self._rollout.entries:
+            with waiting_for(self._rollout, key):
+                self._steering.apply()
+                await self._wait_woken(key)
+        return Woken(revision=self._rollout.table.revision)
+
+    async def _wait_woken(self, key: VersionKey) -> None:
+        while (entry := self._rollout.entries.get(key)) is not None and is_on_demand(self._rollout, entry):
+            _check_room(entry)
+            await self._steering.state_changed().wait()
 
     async def unload(self, call: UnloadModel) -> VersionList:
         """Serve a version, or a whole model, no longer; requests in flight finish.
@@ -165,8 +189,9 @@ class ModelCalls:
             raise Precondition(f"{key} was unloaded by request; load it first")
         entry.label_pending = True
         try:
-            self._steering.apply()
-            await self._wait_settled(key)
+            with waiting_for(self._rollout, key):
+                self._steering.apply()
+                await self._wait_settled(key)
         finally:
             entry.label_pending = False
 
@@ -182,6 +207,7 @@ class ModelCalls:
                 raise VersionRejected(f"{key} was refused: {entry.reason}")
             if self._rollout.record_of(key.model).is_unloaded(key.version):
                 raise Precondition(f"{key} was unloaded by request while it loaded")
+            _check_room(entry)
             await changed.wait()
 
     def _would_serve(self, key: VersionKey, record: ModelRecord) -> bool:
@@ -228,6 +254,14 @@ class ModelCalls:
                 return entry
         there = ", ".join(str(entry.found.key.version) for entry in entries[:_MAX_NAMES_LISTED])
         raise VersionNotFound(f"{model} has no version {version}; it has: {there}")
+
+
+def _check_room(entry: VersionEntry) -> None:
+    """Raises VersionLoading where the version rests again, since memory was too short."""
+    if entry.resting and entry.shortage:
+        raise VersionLoading(
+            f"{entry.found.key} cannot be loaded now: {entry.shortage}", retry_after_s=_SHORTAGE_RETRY_S
+        )
 
 
 def _relabel(record: ModelRecord, label: str, version: int | None) -> ModelRecord:

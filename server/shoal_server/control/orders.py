@@ -5,6 +5,7 @@ Called only by `Rollout.plan`; marks what it orders, so that nothing is ordered 
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def give_loads(rollout: Rollout) -> list[Action]:
-    """One version at a time on each engine: those that served before first, then labelled ones, then newest first."""
+    """One version at a time on each engine.
+
+    First those that served before, then those that lacked memory in their order, then labelled ones, then newest first.
+    """
     actions: list[Action] = []
     order = sorted(
         (k for k, e in rollout.entries.items() if e.phase in (Phase.LIVE, Phase.LOADING)),
@@ -27,17 +31,17 @@ def give_loads(rollout: Rollout) -> list[Action]:
             continue
         for key in order:
             entry = rollout.entries[key]
-            if engine_id not in entry.loads and engine_id not in entry.refused_by:
+            if not entry.lacking_bytes and engine_id not in entry.loads and engine_id not in entry.refused_by:
                 engine.loading = key
                 actions.append(SendLoad(engine_id=engine_id, key=key, path=entry.found.path))
                 break
     return actions
 
 
-def _urgency(rollout: Rollout, key: VersionKey) -> tuple[bool, bool, str, int]:
-    is_live = rollout.entries[key].phase is Phase.LIVE
+def _urgency(rollout: Rollout, key: VersionKey) -> tuple[bool, float, bool, str, int]:
+    entry = rollout.entries[key]
     is_labelled = bool(rollout.record_of(key.model).labels_of(key.version))
-    return (not is_live, not is_labelled, key.model, -key.version)
+    return (entry.phase is not Phase.LIVE, entry.short_order or math.inf, not is_labelled, key.model, -key.version)
 
 
 def give_unloads(rollout: Rollout) -> list[Action]:
@@ -73,7 +77,7 @@ def give_deletions(rollout: Rollout) -> list[Action]:
         wanted, policy = rollout.wanted(model), rollout.policy_of(model)
         listed = policy.serve if isinstance(policy.serve, list) else []
         complete = [entry for entry in rollout.entries_of(model) if not entry.gone]
-        for entry in complete[rollout.settings.keep_versions :]:
+        for entry in complete[rollout.settings.repository.keep_versions :]:
             key = entry.found.key
             kept = key.version in wanted or key.version in listed or rollout.is_in_use(key)
             if not (kept or entry.deleting or entry.undeletable):

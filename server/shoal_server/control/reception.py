@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from shoal_server.control import residency
 from shoal_server.control.processes import Processes
 from shoal_server.control.rooms import Rooms
 from shoal_server.ipc.messages import (
@@ -18,6 +19,7 @@ from shoal_server.ipc.messages import (
     VersionLoaded,
     VersionPrepared,
     VersionRefused,
+    VersionsInUse,
     VersionUnloaded,
 )
 from shoal_server.log import Log
@@ -87,6 +89,8 @@ class Reception:
                 self._rooms.rollout.version_prepared(message)
             case RoutingApplied():
                 self._rooms.rollout.routing_applied(message)
+            case VersionsInUse():
+                residency.note_use(self._rooms.rollout, message)
             case EngineStatistics():
                 self._rooms.engine_ledger.statistics(message)
                 return False

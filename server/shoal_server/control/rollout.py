@@ -3,16 +3,18 @@
 The only writer of version states. Every event method records a fact; `plan` then moves versions as far as the facts
 allow and returns what must be told to engines, fronts and disk. Knows no sockets, no files and no clock.
 
-    found -> LOADING (every engine loads, then every front prepares) -> LIVE -> DRAINING -> UNLOADING -> IDLE
+    found -> LOADING (every engine loads, then every front prepares) -> LIVE -> DRAINING -> UNLOADING -> ABSENT
                      any refusal -> REJECTED
+    lack of memory, or no use, where it may rest -> IDLE until it is asked for (`residency.py`)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from shoal_server.config import ModelPolicy
+from shoal_server.config import ModelPolicy, RepositoryConfig
+from shoal_server.control import residency
 from shoal_server.control.actions import (
     Action,
     NoteFreed,
@@ -36,8 +38,7 @@ class RolloutSettings:
 
     num_engines: int  # 0: nothing is ever loaded
     kinds: frozenset[str]  # kinds of model that this server answers for
-    keep_versions: int
-    policies: Mapping[str, ModelPolicy] = field(default_factory=dict)
+    repository: RepositoryConfig
 
 
 class Rollout:
@@ -50,8 +51,9 @@ class Rollout:
         self.records: dict[str, ModelRecord] = {}
         self.engines: dict[int, EngineFacts] = {}
         self.fronts: dict[int, FrontFacts] = {}
-        self.table = RoutingTable(revision=0, engines=[], models=[], serving=False)
+        self.table = RoutingTable(revision=0, engines=[], models=[], serving=False, wants_room=False)
         self._protected: frozenset[VersionKey] = frozenset()
+        self.now_s = 0.0  # monotonic
         self.is_scanned = False
         self.is_settled = False  # every version wanted at the start has become live or refused
         self._notes: list[Action] = []
@@ -84,7 +86,7 @@ class Rollout:
 
     def policy_of(self, model: str) -> ModelPolicy:
         """What the configuration says of the model."""
-        return self.settings.policies.get(model, ModelPolicy())
+        return self.settings.repository.models.get(model, ModelPolicy())
 
     def retry(self, key: VersionKey) -> None:
         """Forget that a version was refused."""
@@ -92,7 +94,7 @@ class Rollout:
         entry.refused_by.clear()
         entry.num_deaths = 0
         if entry.phase is Phase.REJECTED:
-            entry.phase, entry.reason = (Phase.UNLOADING if self._is_held(key) else Phase.IDLE), ""
+            entry.phase, entry.reason = (Phase.UNLOADING if self._is_held(key) else Phase.ABSENT), ""
             entry.asked.clear()
             entry.prepared.clear()
 
@@ -122,6 +124,7 @@ class Rollout:
         for entry in self.entries.values():
             entry.loads.pop(engine_id, None)
             entry.refused_by.discard(engine_id)
+            entry.lacking_bytes = 0
         if facts.loading is not None:
             self._count_death(facts.loading)
 
@@ -153,8 +156,12 @@ class Rollout:
         entry = self.entries[key]
         if entry.phase is Phase.LIVE and entry.loads:
             entry.refused_by.add(message.engine_id)
-        elif entry.phase in (Phase.LOADING, Phase.LIVE):
-            self._reject(key, message.reason)
+        elif entry.phase not in (Phase.LOADING, Phase.LIVE):
+            return
+        elif message.lacking_bytes:
+            residency.note_shortage(self, entry, message.reason, message.lacking_bytes)
+        else:
+            self.reject(key, message.reason)
 
     def version_unloaded(self, message: VersionUnloaded) -> None:
         """An engine has freed a version."""
@@ -163,6 +170,8 @@ class Rollout:
             facts.unloading.discard(key)
         if entry := self.entries.get(key):
             entry.loads.pop(message.engine_id, None)
+            if not entry.loads:
+                residency.room_freed(self)
 
     def version_prepared(self, message: VersionPrepared) -> None:
         """A front holds a version's tokenizer, or cannot."""
@@ -172,7 +181,7 @@ class Rollout:
         if not message.error:
             entry.prepared.add(message.front_id)
         elif entry.phase is Phase.LOADING:
-            self._reject(entry.found.key, message.error)
+            self.reject(entry.found.key, message.error)
 
     def routing_applied(self, message: RoutingApplied) -> None:
         """A front uses a table; what it still has in flight on draining versions."""
@@ -180,13 +189,19 @@ class Rollout:
             facts.applied_revision = message.revision
             facts.in_flight = frozenset(_key_of(name) for name, count in message.in_flight.items() if count > 0)
 
+    def time_is(self, now_s: float) -> None:
+        """Monotonic seconds."""
+        self.now_s = now_s
+
     # --- decisions --------------------------------------------------------------------------------------------------
 
     def plan(self) -> list[Action]:
         """Everything that is to be done now. Called again with no new fact it returns nothing."""
         actions: list[Action] = []
         while True:
-            moved = self._advance()
+            decisions = residency.decide(self)
+            residency.apply(self, decisions)
+            moved = self._advance() or bool(decisions)
             step = [*give_prepares(self), *give_unloads(self), *give_loads(self), *self._route(), *give_deletions(self)]
             actions += self._notes + step
             self._notes = []
@@ -199,6 +214,10 @@ class Rollout:
         candidates = [e.found.key.version for e in mine if self._is_loadable(e) and e.phase is not Phase.REJECTED]
         pending = [e.found.key.version for e in mine if e.label_pending]
         return wanted_versions(self.policy_of(model), self.record_of(model), candidates, pending)
+
+    def required(self, model: str) -> set[int]:
+        """Versions of the model that shall be live and do not rest."""
+        return {number for number in self.wanted(model) if not self.entries[VersionKey(model, number)].resting}
 
     def models(self) -> list[str]:
         """Models that have at least one version, sorted."""
@@ -213,6 +232,8 @@ class Rollout:
         entry = self.entries[key]
         if entry.phase in (Phase.LOADING, Phase.LIVE, Phase.DRAINING, Phase.UNLOADING):
             return str(entry.phase.value)
+        if entry.resting or entry.returning:
+            return "idle until it is asked for"
         if labels := self.record_of(key.model).labels_of(key.version):
             return f"labelled {', '.join(labels)}"
         if entry.label_pending:
@@ -227,31 +248,34 @@ class Rollout:
     def _advance(self) -> bool:
         """Move every version one phase as far as facts allow; whether any moved."""
         moved = False
-        wanted = {model: self.wanted(model) for model in self._numbers}
+        required = {model: self.required(model) for model in self._numbers}
         for key in sorted(self.entries):
             before = self.entries[key].phase
-            self._advance_one(key, wanted[key.model])
+            self._advance_one(key, required[key.model])
             if key not in self.entries or self.entries[key].phase is not before:
                 moved = True
-                wanted[key.model] = self.wanted(key.model)
-        if not self.is_settled and self.is_scanned and not self._pending(wanted):
+                required[key.model] = self.required(key.model)
+        if not self.is_settled and self.is_scanned and not self._pending(required):
             self.is_settled = moved = True
         return moved
 
-    def _advance_one(self, key: VersionKey, wanted: set[int]) -> None:
+    def _advance_one(self, key: VersionKey, required: set[int]) -> None:
         entry = self.entries[key]
         match entry.phase:
-            case Phase.IDLE if entry.found.manifest is None and not entry.gone:
-                self._reject(key, entry.found.error)
-            case Phase.IDLE if key.version in wanted:
+            case Phase.ABSENT if entry.found.manifest is None and not entry.gone:
+                self.reject(key, entry.found.error)
+            case Phase.ABSENT if key.version in required:
                 entry.phase = Phase.LOADING
-            case Phase.IDLE if entry.gone:
+            case Phase.ABSENT if entry.gone:
                 self._forget(key)
+            case Phase.ABSENT if (entry.resting or entry.returning) and key.version not in self.wanted(key.model):
+                entry.resting = entry.returning = False
+                self._notes.append(NoteFreed(key=key))
             case Phase.LOADING:
-                self._advance_loading(key, entry, wanted)
-            case Phase.LIVE if self._should_drain(key, entry, wanted):
+                self._advance_loading(key, entry, required)
+            case Phase.LIVE if self._should_drain(key, entry, required):
                 entry.phase, entry.drain_revision = Phase.DRAINING, 0
-            case Phase.DRAINING if key.version in wanted:
+            case Phase.DRAINING if key.version in required and not entry.returning:
                 entry.phase = Phase.LIVE
             case Phase.DRAINING if self._is_drained(key, entry):
                 entry.phase = Phase.UNLOADING
@@ -262,26 +286,28 @@ class Rollout:
             case _:
                 pass
 
-    def _advance_loading(self, key: VersionKey, entry: VersionEntry, wanted: set[int]) -> None:
+    def _advance_loading(self, key: VersionKey, entry: VersionEntry, required: set[int]) -> None:
         """A load that has begun ends even when a newer version appears, so that frequent ones starve nobody."""
-        if key.version not in wanted and (not self._is_held(key) or self._is_forced_out(key, entry)):
-            entry.phase = Phase.UNLOADING
+        if key.version not in required and (not self._is_held(key) or self._is_forced_out(key, entry)):
+            entry.phase, entry.lacking_bytes, entry.short_order = Phase.UNLOADING, 0, 0
         elif self.is_loaded_everywhere(entry) and self.fronts and entry.prepared >= self.fronts.keys():
             entry.phase, entry.num_deaths = Phase.LIVE, 0
+            entry.returning, entry.last_used_s = False, self.now_s
+            entry.end_shortage()
             self._notes.append(NoteLive(key=key))
 
-    def _should_drain(self, key: VersionKey, entry: VersionEntry, wanted: set[int]) -> bool:
-        """An unwanted live version stays while it is the newest live one and a wanted one is still to come."""
+    def _should_drain(self, key: VersionKey, entry: VersionEntry, required: set[int]) -> bool:
+        """A live version not required stays while it is the newest live one and a required one is still to come."""
         if self._is_forced_out(key, entry):
             return True
-        if key.version in wanted:
+        if key.version in required:
             return False
         live = [e.found.key.version for e in self.entries_of(key.model) if e.phase is Phase.LIVE]
-        coming = wanted - set(live)
+        coming = required - set(live)
         return key.version != max(live) or not coming
 
     def _is_forced_out(self, key: VersionKey, entry: VersionEntry) -> bool:
-        return entry.gone or self.record_of(key.model).is_unloaded(key.version)
+        return entry.gone or entry.resting or self.record_of(key.model).is_unloaded(key.version)
 
     def is_loaded_everywhere(self, entry: VersionEntry) -> bool:
         """Whether every engine that is up holds the version, and at least one does."""
@@ -297,18 +323,21 @@ class Rollout:
         """Whether an engine holds the version or is loading it."""
         return bool(self.entries[key].loads) or any(engine.loading == key for engine in self.engines.values())
 
-    def _pending(self, wanted: Mapping[str, set[int]]) -> bool:
-        keys = (VersionKey(model, version) for model, versions in wanted.items() for version in versions)
+    def _pending(self, required: Mapping[str, set[int]]) -> bool:
+        keys = (VersionKey(model, version) for model, versions in required.items() for version in versions)
         return any(self.entries[key].phase is not Phase.LIVE for key in keys)
 
-    def _reject(self, key: VersionKey, reason: str) -> None:
+    def reject(self, key: VersionKey, reason: str) -> None:
+        """Refuse a version, as a whole and for good, unless someone asks for another try."""
         entry = self.entries[key]
+        entry.end_shortage()
+        entry.resting = entry.returning = False
         entry.phase, entry.reason, entry.label_pending = Phase.REJECTED, reason, False
         self._notes.append(NoteRejected(key=key, reason=reason))
 
     def _free(self, key: VersionKey, entry: VersionEntry) -> None:
-        self._notes.append(NoteFreed(key=key))
-        entry.phase = Phase.IDLE
+        self._notes.append(NoteFreed(key=key, resting=entry.resting or entry.returning))
+        entry.phase = Phase.ABSENT
         entry.asked.clear()
         entry.prepared.clear()
         entry.refused_by.clear()
@@ -316,6 +345,8 @@ class Rollout:
             self._forget(key)
 
     def _forget(self, key: VersionKey) -> None:
+        if self.entries[key].resting:
+            self._notes.append(NoteFreed(key=key))
         del self.entries[key]
         self._numbers[key.model].discard(key.version)
         if not self._numbers[key.model]:
@@ -328,7 +359,7 @@ class Rollout:
             return
         entry.num_deaths += 1
         if entry.num_deaths >= (MAX_DEATHS_LIVE if entry.phase is Phase.LIVE else MAX_DEATHS_NEW):
-            self._reject(key, f"the engine died {entry.num_deaths} times while loading it")
+            self.reject(key, f"the engine died {entry.num_deaths} times while loading it")
 
     def _load_ended(self, engine_id: int, key: VersionKey) -> bool:
         facts = self.engines.get(engine_id)
@@ -339,7 +370,7 @@ class Rollout:
 
     def _route(self) -> list[Action]:
         """Give the table to every front that lacks it, under a new revision when it differs from the last."""
-        table = build_table(self, serving=self._is_serving())
+        table = build_table(self, serving=self._is_serving(), wants_room=residency.wants_room(self))
         if table != self.table:
             self.table = table
             for entry in self.entries.values():

@@ -120,8 +120,7 @@ def rollout_settings(config: ServerConfig) -> RolloutSettings:
     return RolloutSettings(
         num_engines=config.engine.num_engines,
         kinds=_kinds(config),
-        keep_versions=config.repository.keep_versions,
-        policies=config.repository.models,
+        repository=config.repository,
     )
 
 
@@ -165,6 +164,7 @@ def _route_models(router: Router, models: ModelCalls) -> None:
     router.unary(calls.ListModels, models.list_models)
     router.unary(calls.GetModel, models.get)
     router.unary(calls.LoadModel, models.load)
+    router.wait(calls.WakeVersion, models.wake)
     router.unary(calls.UnloadModel, models.unload)
     router.unary(calls.DeleteModelVersion, models.delete)
     router.unary(calls.SetModelLabel, models.set_label)

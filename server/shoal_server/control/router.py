@@ -27,12 +27,18 @@ class Router:
     def __init__(self, peers: Peers) -> None:
         self._peers = peers
         self._unary: dict[str, tuple[type[Call], Unary]] = {}
+        self._waits: set[str] = set()  # of the unary ones, those that change nothing
         self._streams: dict[str, tuple[type[Call], Stream]] = {}
         self._open: dict[tuple[int, int], asyncio.Task[None]] = {}  # (front, call)
 
     def unary(self, call: type[Call], handler: Unary) -> None:
         """Answer calls of this type with one result."""
         self._unary[call.__name__] = (call, handler)
+
+    def wait(self, call: type[Call], handler: Unary) -> None:
+        """Answer calls of this type with one result, unless nobody waits for it any more."""
+        self.unary(call, handler)
+        self._waits.add(call.__name__)
 
     def stream(self, call: type[Call], handler: Stream) -> None:
         """Answer calls of this type with a stream of items."""
@@ -53,7 +59,7 @@ class Router:
     def front_lost(self, front_id: int) -> None:
         """Nobody waits for this front's calls any more. Changes that have begun run to their end."""
         for key, task in list(self._open.items()):
-            if key[0] == front_id and task.get_name() in self._streams:
+            if key[0] == front_id and task.get_name() in self._streams.keys() | self._waits:
                 task.cancel()
 
     async def stop(self) -> None:

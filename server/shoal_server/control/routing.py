@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from shoal_server.control.residency import is_on_demand
 from shoal_server.control.versions import Phase, VersionEntry
 from shoal_server.ipc.calls import ModelStatus, VersionStatus
 from shoal_server.ipc.messages import EngineEndpoint, ModelKind, RoutedModel, RoutedVersion, Routing, VersionState
@@ -29,13 +30,20 @@ class RoutingTable(msgspec.Struct, frozen=True, kw_only=True):
     engines: list[EngineEndpoint]
     models: list[RoutedModel]
     serving: bool
+    wants_room: bool
 
     def to_message(self) -> Routing:
         """What fronts are sent."""
-        return Routing(revision=self.revision, engines=self.engines, models=self.models, serving=self.serving)
+        return Routing(
+            revision=self.revision,
+            engines=self.engines,
+            models=self.models,
+            serving=self.serving,
+            wants_room=self.wants_room,
+        )
 
 
-def build_table(rollout: Rollout, *, serving: bool) -> RoutingTable:
+def build_table(rollout: Rollout, *, serving: bool, wants_room: bool) -> RoutingTable:
     """The table of this moment: the last one itself when nothing differs, else one with the next revision."""
     last = rollout.table
     engines = [
@@ -43,7 +51,7 @@ def build_table(rollout: Rollout, *, serving: bool) -> RoutingTable:
         for engine_id, facts in sorted(rollout.engines.items())
     ]
     models = [_route_model(rollout, name) for name in rollout.models()]
-    same = RoutingTable(revision=last.revision, engines=engines, models=models, serving=serving)
+    same = RoutingTable(revision=last.revision, engines=engines, models=models, serving=serving, wants_room=wants_room)
     if same == last and last.revision > 0:
         return last
     return msgspec.structs.replace(same, revision=last.revision + 1)
@@ -52,16 +60,18 @@ def build_table(rollout: Rollout, *, serving: bool) -> RoutingTable:
 def state_of(rollout: Rollout, entry: VersionEntry) -> VersionState:
     """The state that clients see."""
     key = entry.found.key
-    if entry.phase is Phase.IDLE:
+    if entry.phase is Phase.ABSENT:
+        if entry.resting:
+            return VersionState.IDLE
         is_unloaded = rollout.record_of(key.model).is_unloaded(key.version) and entry.found.kind != "base"
         return VersionState.UNLOADED if is_unloaded else VersionState.AVAILABLE
     return _STATES[entry.phase]
 
 
 def default_version(rollout: Rollout, model: str) -> int:
-    """The newest live version, 0 where none is."""
-    live = [entry for entry in rollout.entries_of(model) if entry.phase is Phase.LIVE]
-    return live[0].found.key.version if live else 0
+    """The newest version that is live or comes on demand, 0 where none is."""
+    answering = (e for e in rollout.entries_of(model) if e.phase is Phase.LIVE or is_on_demand(rollout, e))
+    return next((entry.found.key.version for entry in answering), 0)
 
 
 def model_status(rollout: Rollout, model: str) -> ModelStatus:
@@ -122,6 +132,7 @@ def _route_version(rollout: Rollout, entry: VersionEntry) -> RoutedVersion:
         reason=entry.reason,
         path=entry.found.path,
         engine_ids=sorted(entry.loads) if is_routed else [],
+        on_demand=is_on_demand(rollout, entry),
     )
 
 

@@ -1,6 +1,6 @@
 """What the rooms of control know of a version: its name, what was found in the repository, how far it has come.
 
-Holds data only; `rollout.py` is the one writer of `VersionEntry`.
+Holds data only; `rollout.py`, and `residency.py` on its behalf, are the writers of `VersionEntry`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class FoundVersion:
 class Phase(StrEnum):
     """Where rollout has a version; finer than the state that clients see."""
 
-    IDLE = "idle"
+    ABSENT = "absent"  # no engine has anything of it
     LOADING = "loading"  # wanted; engines load it, then fronts prepare it
     LIVE = "live"
     DRAINING = "draining"  # routed as draining; fronts finish what they began
@@ -56,7 +56,7 @@ class VersionEntry:
     """One version of the repository and what engines and fronts have done with it."""
 
     found: FoundVersion
-    phase: Phase = Phase.IDLE
+    phase: Phase = Phase.ABSENT
     reason: str = ""  # of a refusal
     gone: bool = False  # no longer in the repository
     deleting: bool = False  # its files are being removed
@@ -69,6 +69,22 @@ class VersionEntry:
     asked: set[int] = field(default_factory=set)  # fronts told to prepare it
     prepared: set[int] = field(default_factory=set)  # fronts that hold its tokenizer
     last_load: VersionLoaded | None = None  # for status, kept after unloading
+    resting: bool = False  # wanted, but unloaded, or on its way there, until it is asked for
+    returning: bool = False  # asked for after a rest, and not live yet
+    num_waiting: int = 0  # calls that wait for it to be live
+    last_used_s: float = 0.0  # when a request for it last ended, or it went live; monotonic
+    lacking_bytes: int = 0  # memory that the last try to load it lacked; it is tried again when this is 0
+    shortage: str = ""  # the engine's words for that; kept while it rests for it
+    short_order: int = 0  # whose turn it is among those that lack memory; 0: it lacks none
+
+    @property
+    def memory_bytes(self) -> int:
+        """What one engine gets back when it is unloaded."""
+        return max((load.memory.total_bytes for load in self.loads.values()), default=0)
+
+    def end_shortage(self) -> None:
+        """It lacks memory no more, or is not to be loaded any more."""
+        self.lacking_bytes, self.short_order, self.shortage = 0, 0, ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -88,3 +104,5 @@ class FrontFacts:
     sent_revision: int = 0
     applied_revision: int = 0
     in_flight: frozenset[VersionKey] = frozenset()  # draining versions with open requests
+    use_revision: int = 0  # table under which the front last told what it uses; 0: it has told nothing
+    open_versions: frozenset[VersionKey] = frozenset()  # versions that requests used or waited for then

@@ -57,6 +57,7 @@ class Engine:
             device,
             startup.config.generate,
             self._inbox,
+            max_loaded_bytes=startup.config.engine.max_loaded_bytes,
             promised_bytes=lambda: self._calls.untouched_cache_bytes(),
             is_busy=lambda: self._is_busy,
         )
@@ -131,8 +132,8 @@ class Engine:
                     self._calls.add_version(ready)
                 self._loader.adopted(ready.key)
                 self._report_statistics()
-            case LoadFailed(key=key, reason=reason):
-                self._versions.refuse(key, reason)
+            case LoadFailed():
+                self._versions.refuse(event.key, event.reason, event.lacking_bytes)
                 self._report_statistics()
             case VersionFreed(key=key):
                 self._versions.freed(key)

@@ -47,6 +47,7 @@ class LoadFailed:
 
     key: VersionKey
     reason: str
+    lacking_bytes: int  # memory that would have made it fit; 0: memory was not the reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

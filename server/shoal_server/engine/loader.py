@@ -41,6 +41,17 @@ class LoadRefused(Exception):
     """A version cannot be served here; the message says why."""
 
 
+class BoundReached(Exception):
+    """A version would take more than the configuration leaves."""
+
+    def __init__(self, needed_bytes: int, held_bytes: int, limit_bytes: int) -> None:
+        super().__init__(
+            f"needs {needed_bytes:,} bytes once it is loaded; versions here hold {held_bytes:,} "
+            f"and engine.max_loaded_bytes is {limit_bytes:,}"
+        )
+        self.lacking_bytes = held_bytes + needed_bytes - limit_bytes
+
+
 class Loader:
     """The loader thread and what waits for it."""
 
@@ -50,6 +61,7 @@ class Loader:
         config: GenerateConfig,
         inbox: Inbox,
         *,
+        max_loaded_bytes: int | None,
         promised_bytes: Callable[[], int],
         is_busy: Callable[[], bool],
     ) -> None:
@@ -61,6 +73,8 @@ class Loader:
         self._promised_bytes = promised_bytes
         self._pacer = Pacer(is_busy)
         self._proven = Proven()
+        self._max_loaded_bytes = max_loaded_bytes
+        self._held_bytes: dict[VersionKey, int] = {}  # of versions that this thread has made and not freed
         self._handed_over_bytes: dict[VersionKey, int] = {}  # caches that the compute loop has not counted yet
         self._config = config
         self._inbox = inbox
@@ -100,15 +114,16 @@ class Loader:
         try:
             ready = self._load(order, key)
         except Exception as error:
-            reason = _reason(error)
+            reason, lacking_bytes = _reason(error), _lacking_bytes(error)
             _log.warning("version.refused", version=key, reason=reason, exc=type(error).__name__)
         else:
+            self._held_bytes[key] = ready.memory.total_bytes
             if isinstance(ready, ReadyGenerator) and self._device.commits_lazily:
                 self._handed_over_bytes[key] = ready.cache.num_bytes
             self._inbox.put(VersionReady(ready=ready))
             return
         self._reclaim()
-        self._inbox.put(LoadFailed(key=key, reason=reason))
+        self._inbox.put(LoadFailed(key=key, reason=reason, lacking_bytes=lacking_bytes))
 
     def _load(self, order: LoadVersion, key: VersionKey) -> ReadyVersion:
         began_s = time.monotonic()
@@ -136,13 +151,17 @@ class Loader:
 
     def _check_memory(self, manifest: Manifest) -> MemoryNeed:
         promised_bytes = sum(list(self._handed_over_bytes.values())) + self._promised_bytes()
-        return check_memory(
+        need = check_memory(
             manifest,
             dtype=self._device.dtype,
             device=self._device.torch_device,
             cache_bytes=self._config.kv_cache_bytes if manifest.kind == "generator" else 0,
             available_bytes=max(self._device.memory().free_bytes - promised_bytes, 0),
         )
+        held_bytes, needed_bytes = sum(self._held_bytes.values()), need.serving_bytes + need.cache_bytes
+        if self._max_loaded_bytes is not None and held_bytes + needed_bytes > self._max_loaded_bytes:
+            raise BoundReached(needed_bytes, held_bytes, self._max_loaded_bytes)
+        return need
 
     def _num_blocks(self, model: LoadedGenerator) -> int:
         """As many as the configured bytes hold, but no more than every running sequence could fill."""
@@ -157,6 +176,7 @@ class Loader:
 
     def _free(self, holder: list[ReadyVersion]) -> None:
         key = holder.pop().key
+        self._held_bytes.pop(key, None)
         self._reclaim()
         self._inbox.put(VersionFreed(key=key))
 
@@ -172,12 +192,23 @@ def _memory(need: MemoryNeed, model: LoadedClassifier | LoadedGenerator, cache_b
 
 def _reason(error: Exception) -> str:
     """Why a version was refused, for people."""
-    if isinstance(error, ManifestError | NotEnoughMemory | LoadError | GoldenMismatch | LoadRefused):
+    if isinstance(error, ManifestError | NotEnoughMemory | LoadError | GoldenMismatch | LoadRefused | BoundReached):
         return str(error)
     if is_out_of_memory(error):
         return "the device ran out of memory while loading it"
     _log.error("load.failed", exc_info=True)
     return f"loading failed: {type(error).__name__}: {str(error)[:300]}"
+
+
+def _lacking_bytes(error: Exception) -> int:
+    """How much more memory would have let a version load, as far as is known; 0 where memory was not the reason."""
+    match error:
+        case NotEnoughMemory():
+            return error.needed_bytes - error.available_bytes
+        case BoundReached():
+            return error.lacking_bytes
+        case _:
+            return 1 if is_out_of_memory(error) else 0
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -98,13 +98,20 @@ class Versions:
         _log.info("version.loaded", version=ready.key, seconds=round(ready.load_s, 2), execution=ready.model.execution)
         return True
 
-    def refuse(self, key: VersionKey, reason: str) -> None:
+    def refuse(self, key: VersionKey, reason: str, lacking_bytes: int) -> None:
         """Tell control that a version could not be loaded, or, where it wants it no more, that it is gone."""
         if self._loading.pop(key):
             self._report_unloaded(key)
             return
-        refused = VersionRefused(engine_id=self._engine_id, model=key.model, version=key.version, reason=reason)
-        self._report(refused)
+        self._report(
+            VersionRefused(
+                engine_id=self._engine_id,
+                model=key.model,
+                version=key.version,
+                reason=reason,
+                lacking_bytes=lacking_bytes,
+            )
+        )
 
     def release(self, key: VersionKey) -> None:
         """Begin to free a leaving version on which nothing runs any more."""

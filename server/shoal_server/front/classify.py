@@ -43,7 +43,7 @@ class ClassifyService:
         priority = convert.priority(request.priority)
         inputs = convert_classify.inputs(request.inputs, self._front.config.limits)
         router = self._front.router
-        served = router.begin(reference, ModelKind.CLASSIFIER)
+        served = await self._front.waker.begin(rpc, reference, ModelKind.CLASSIFIER)
         try:
             rpc.resolved(served.metrics)
             done = await self._classifier.classify(

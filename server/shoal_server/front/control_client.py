@@ -121,14 +121,24 @@ class ControlClient:
             DeadlinePassed: control had not answered by then.
             ServerError: what control answered.
         """
+        return await _until_deadline(rpc, self.ask(request, result))
+
+    async def ask(self, request: Call, result: type[Result], *, cancels: bool = False) -> Result:
+        """Forward a call that has no deadline; with `cancels` control is told when the caller gives up.
+
+        Raises:
+            ServerError: what control answered.
+        """
         call_id = next(self._call_ids)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._replies[call_id] = future
         self.send(_control_call(call_id, request))
         try:
-            answer = await _until_deadline(rpc, future)
+            answer = await future
         finally:
-            self._replies.pop(call_id, None)
+            del self._replies[call_id]
+            if cancels and future.cancelled():
+                self.send(ControlCancel(call_id=call_id))
         return msgspec.convert(answer, result)
 
     async def stream(

@@ -24,6 +24,7 @@ _STATES: Final = {
     VersionState.DRAINING: model_pb2.VERSION_STATE_DRAINING,
     VersionState.REJECTED: model_pb2.VERSION_STATE_REJECTED,
     VersionState.UNLOADED: model_pb2.VERSION_STATE_UNLOADED,
+    VersionState.IDLE: model_pb2.VERSION_STATE_IDLE,
 }
 
 

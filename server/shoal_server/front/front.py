@@ -16,7 +16,16 @@ from shoal_server.front.routing import Router, VersionKey
 from shoal_server.front.text_store import TextStore
 from shoal_server.front.tokenizers import TokenizerThreads
 from shoal_server.front.version_text import TextRefused
-from shoal_server.ipc.messages import Drain, PrepareVersion, Routing, RoutingApplied, VersionPrepared
+from shoal_server.front.waker import Waker
+from shoal_server.ipc.messages import (
+    Drain,
+    PrepareVersion,
+    Routing,
+    RoutingApplied,
+    VersionPrepared,
+    VersionsInUse,
+    VersionUse,
+)
 from shoal_server.log import Log
 from shoal_server.process import Startup
 
@@ -49,6 +58,7 @@ class Front:
         self.texts = TextStore()
         self.tokenizers = TokenizerThreads()
         self.router = Router(self.metrics, self._report_routing)
+        self.waker = Waker(self.router, self.control)
         bounds = bounds_for(
             max_waiting_tokens=config.classify.max_waiting_tokens,
             max_sequences=config.generate.max_waiting + config.generate.max_running,
@@ -94,12 +104,34 @@ class Front:
         self._order_drain(order)
 
     def send_snapshot(self) -> None:
-        """Send what was counted so far to control."""
+        """Send what was counted so far to control, and where versions may rest, what is in use."""
         self.control.send(self.metrics.snapshot(self.id))
+        if self.config.repository.lets_rest:
+            self._report_use()
 
     def _report_routing(self) -> None:
         in_flight = self.router.draining_in_flight()
         self.control.send(RoutingApplied(front_id=self.id, revision=self.router.revision, in_flight=in_flight))
+        if self.router.wants_room:
+            self._report_use()
+
+    def _report_use(self) -> None:
+        """Requests that wait for a version are among those that use it, from before it is live."""
+        waiting = self.waker.waiting()
+        uses = [
+            VersionUse(
+                model=served.key.model,
+                version=served.key.version,
+                num_open=served.in_flight + waiting.pop(served.key, 0),
+                last_used_s=served.last_used_s,
+            )
+            for served in self.router.in_use()
+        ]
+        uses += [
+            VersionUse(model=key.model, version=key.version, num_open=count, last_used_s=0.0)
+            for key, count in waiting.items()
+        ]
+        self.control.send(VersionsInUse(front_id=self.id, revision=self.router.revision, uses=uses))
 
     def _publish_health(self) -> None:
         """Services that need engines serve while one is up (or none is configured), models while one has them."""

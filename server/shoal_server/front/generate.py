@@ -64,7 +64,7 @@ class GenerateService:
         reference = convert.model_reference(request.model)
         priority = convert.priority(request.priority)
         wanted = convert_generate.generation_request(request.generation, self._front.config.limits)
-        served = self._front.router.begin(reference, ModelKind.GENERATOR)
+        served = await self._front.waker.begin(rpc, reference, ModelKind.GENERATOR)
         try:
             rpc.resolved(served.metrics)
             async with Generation(rpc, self._front, served, wanted, priority) as generation:

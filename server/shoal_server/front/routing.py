@@ -6,6 +6,8 @@ keeps the `ServedVersion` it resolved to, whatever table comes next. Knows no gR
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -48,6 +50,14 @@ class VersionKey:
         return f"{self.model}@{self.version}"
 
 
+class VersionResting(Exception):
+    """The version that shall answer comes when it is asked for; `waker.py` does."""
+
+    def __init__(self, key: VersionKey) -> None:
+        super().__init__(str(key))
+        self.key = key
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class ServedVersion:
     """A live or draining version. Written only by its `Router`."""
@@ -58,19 +68,26 @@ class ServedVersion:
     engine_ids: frozenset[int]
     draining: bool = False
     in_flight: int = 0
+    last_used_s: float = 0.0  # when a request last ended; monotonic
 
 
 class Router:
-    """Resolves references and counts what is under way; calls `drained` when a draining version has nothing left."""
+    """Resolves references and counts what is under way.
 
-    def __init__(self, metrics: FrontMetrics, drained: Callable[[], None]) -> None:
+    Calls `fell_idle` when a draining version, or where control `wants_room` any, has nothing left under way.
+    """
+
+    def __init__(self, metrics: FrontMetrics, fell_idle: Callable[[], None]) -> None:
         self._metrics = metrics
-        self._drained = drained
+        self._fell_idle = fell_idle
+        self._applied = asyncio.Event()  # set, and replaced, with every table
+        self._engine_ids: frozenset[int] = frozenset()
         self._models: dict[str, RoutedModel] = {}
         self._versions: dict[str, dict[int, RoutedVersion]] = {}
         self._served: dict[VersionKey, ServedVersion] = {}
         self.revision = 0
         self.serving = False
+        self.wants_room = False
 
     def apply(self, routing: Routing, texts: Mapping[VersionKey, VersionText]) -> None:
         """Replace the table. `texts` has every live and draining version; what it lacks is not served."""
@@ -79,11 +96,23 @@ class Router:
             key = VersionKey(model=model, version=version.version)
             if (text := texts.get(key)) is not None:
                 served[key] = self._serve(key, version, text)
-        for key in self._served.keys() - served.keys():
+        resting = {
+            VersionKey(model=m.name, version=v.version) for m in routing.models for v in m.versions if v.on_demand
+        }
+        for key in self._served.keys() - served.keys() - resting:
             self._metrics.version_freed(key.model, key.version)
         self._models = {model.name: model for model in routing.models}
         self._versions = {model.name: {v.version: v for v in model.versions} for model in routing.models}
         self._served, self.revision, self.serving = served, routing.revision, routing.serving
+        self._engine_ids = frozenset(engine.engine_id for engine in routing.engines)
+        self.wants_room = routing.wants_room
+        self._applied.set()
+        self._applied = asyncio.Event()
+
+    async def applied(self, revision: int) -> None:
+        """Wait until this table, or a later one, is in use."""
+        while self.revision < revision:
+            await self._applied.wait()
 
     def _serve(self, key: VersionKey, version: RoutedVersion, text: VersionText) -> ServedVersion:
         held = self._served.get(key)
@@ -101,6 +130,7 @@ class Router:
         Raises:
             ModelNotFound, VersionNotFound, LabelNotFound: saying what is there.
             WrongModelKind, VersionRejected, VersionLoading: saying why not, or not yet.
+            VersionResting: it has to be asked for.
         """
         served = self.resolve(reference, kind)
         served.in_flight += 1
@@ -110,9 +140,10 @@ class Router:
     def end(self, served: ServedVersion) -> None:
         """A request that `begin` counted has ended."""
         served.in_flight -= 1
+        served.last_used_s = time.monotonic()
         served.metrics.in_flight.dec()
-        if served.draining and served.in_flight == 0:
-            self._drained()
+        if served.in_flight == 0 and (served.draining or self.wants_room):
+            self._fell_idle()
 
     def resolve(self, reference: ModelReference, kind: ModelKind) -> ServedVersion:
         """The version that answers; errors as `begin`."""
@@ -125,7 +156,10 @@ class Router:
         version = self._versions[model.name].get(number)
         if version is None:
             raise VersionNotFound(f"{model.name} has no version {number}; it has: {self._list_versions(model)}")
-        served = self._served.get(VersionKey(model=model.name, version=number))
+        key = VersionKey(model=model.name, version=number)
+        if version.on_demand:
+            raise VersionResting(key)
+        served = self._served.get(key)
         if version.state is not VersionState.LIVE or served is None:
             raise self._refusal(model, version)
         return served
@@ -134,13 +168,20 @@ class Router:
         """Requests under way on draining versions, by "model@version"; those without are left out."""
         return {str(key): s.in_flight for key, s in self._served.items() if s.draining and s.in_flight}
 
+    def in_use(self) -> Iterable[ServedVersion]:
+        """Live versions with what is under way on them."""
+        return (served for served in self._served.values() if not served.draining)
+
     def live_models(self) -> dict[str, bool]:
-        """Each model that is served, and whether any of its versions is live here."""
-        live = {key.model for key, served in self._served.items() if not served.draining}
+        """Each model that is served, and whether any of its versions is live here or comes on demand."""
+        live = {served.key.model for served in self.in_use()}
+        live |= {model.name for model in self._models.values() if _comes_on_demand(model)}
         return {name: name in live for name, model in self._models.items() if model.kind is not ModelKind.BASE}
 
     def live_engines(self, model: str) -> frozenset[int]:
-        """Engines that hold a live version of a model."""
+        """Engines that hold a live version of a model, or are to load one that comes on demand."""
+        if model in self._models and _comes_on_demand(self._models[model]):
+            return self._engine_ids
         return frozenset(
             engine
             for key, s in self._served.items()
@@ -186,6 +227,10 @@ class Router:
 def _loaded(models: Iterable[RoutedModel]) -> Iterable[tuple[str, RoutedVersion]]:
     states = {VersionState.LIVE, VersionState.DRAINING}
     return ((model.name, version) for model in models for version in model.versions if version.state in states)
+
+
+def _comes_on_demand(model: RoutedModel) -> bool:
+    return any(version.on_demand for version in model.versions)
 
 
 def _listed(names: list[str]) -> str:

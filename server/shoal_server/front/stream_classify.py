@@ -113,7 +113,7 @@ class ClassifyStream:
             settings=convert_classify.settings(message.start.options, "start.options"),
             priority=convert.priority(message.start.priority),
         )
-        served = self._front.router.resolve(start.reference, ModelKind.CLASSIFIER)
+        served = await self._front.waker.resolve(self._rpc, start.reference, ModelKind.CLASSIFIER)
         check_options(start.settings, served.text.manifest.head)
         self._rpc.resolved(served.metrics)
         return start
@@ -170,8 +170,7 @@ class ClassifyStream:
             refused.add(index)
             self._refuse(group, group.waiting_ids[index], error)
 
-        router = self._front.router
-        served = router.begin(start.reference, ModelKind.CLASSIFIER)
+        served = await self._front.waker.begin(self._rpc, start.reference, ModelKind.CLASSIFIER)
         try:
             result = await self._classifier.classify(
                 served,
@@ -182,7 +181,7 @@ class ClassifyStream:
                 refuse=refuse,
             )
         finally:
-            router.end(served)
+            self._front.router.end(served)
             group.waiting_ids = [item_id for i, item_id in enumerate(group.waiting_ids) if i not in refused]
         if group.waiting_ids:
             group.answer(served, result)

@@ -12,6 +12,7 @@ from shoal_server.log import Log
 
 _log = Log(__name__)
 _HELD = frozenset({VersionState.LIVE, VersionState.DRAINING})
+_KEPT = _HELD | {VersionState.LOADING, VersionState.IDLE}  # an idle version is answered sooner when it comes back
 
 
 class TextStore:
@@ -53,12 +54,12 @@ class TextStore:
         return found
 
     def forget(self, routing: Routing) -> None:
-        """Drop texts of versions that are neither served nor being loaded any more."""
+        """Drop texts of versions that are neither served nor idle nor being loaded any more."""
         gone = {
             VersionKey(model=model.name, version=version.version)
             for model in routing.models
             for version in model.versions
-            if version.state not in _HELD and version.state is not VersionState.LOADING
+            if version.state not in _KEPT
         }
         named = {VersionKey(model=m.name, version=v.version) for m in routing.models for v in m.versions}
         for key in [key for key in self._texts if key in gone or key not in named]:

@@ -58,6 +58,12 @@ class ModelPage(msgspec.Struct, frozen=True, kw_only=True):
     next_page_token: str
 
 
+class Woken(msgspec.Struct, frozen=True, kw_only=True):
+    """A version rests no more."""
+
+    revision: int  # of the routing table that says what became of it
+
+
 class VersionList(msgspec.Struct, frozen=True, kw_only=True):
     """Numbers of versions."""
 
@@ -140,6 +146,13 @@ class LoadModel(Call, frozen=True, kw_only=True):
 
     name: str
     version: int | None
+
+
+class WakeVersion(Call, frozen=True, kw_only=True):
+    """Requests wait for a version that comes on demand. Answered by `Woken` when it is live or will not be."""
+
+    name: str
+    version: int
 
 
 class UnloadModel(Call, frozen=True, kw_only=True):

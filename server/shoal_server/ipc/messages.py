@@ -43,6 +43,7 @@ class VersionState(StrEnum):
     DRAINING = "draining"
     REJECTED = "rejected"
     UNLOADED = "unloaded"
+    IDLE = "idle"
 
 
 class FinishReason(StrEnum):
@@ -168,6 +169,7 @@ class VersionRefused(Message, frozen=True, kw_only=True):
     model: str
     version: int
     reason: str  # for people: what, limit, value
+    lacking_bytes: int = 0  # memory that would have made it fit; 0: memory was not the reason
 
 
 class VersionUnloaded(Message, frozen=True, kw_only=True):
@@ -292,6 +294,7 @@ class RoutedVersion(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""  # of a rejected one
     path: str = ""
     engine_ids: list[int] = []  # engines that have it loaded
+    on_demand: bool = False  # requests for it call `WakeVersion` and wait
 
 
 class RoutedModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -300,7 +303,7 @@ class RoutedModel(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     kind: ModelKind
     labels: dict[str, int]
-    default_version: int  # 0: none is live
+    default_version: int  # 0: none is live or comes on demand
     versions: list[RoutedVersion]
 
 
@@ -311,6 +314,7 @@ class Routing(Message, frozen=True, kw_only=True):
     engines: list[EngineEndpoint]
     models: list[RoutedModel]
     serving: bool  # what health shall say of the whole server
+    wants_room: bool = False  # a version waits for memory: say at once which others are idle, see `VersionsInUse`
 
 
 class PrepareVersion(Message, frozen=True, kw_only=True):
@@ -371,6 +375,26 @@ class RoutingApplied(Message, frozen=True, kw_only=True):
     in_flight: dict[str, int]  # "model@version" -> open requests, draining versions only; zero entries left out
 
 
+class VersionUse(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """How one front uses a version."""
+
+    model: str
+    version: int
+    num_open: int  # requests under way or waiting for the version
+    last_used_s: float  # when the last request ended, 0.0: none has
+
+
+class VersionsInUse(Message, frozen=True, kw_only=True):
+    """Which versions the front's requests use; sent about once a second where versions may rest.
+
+    Sent at once for a table that `wants_room`, and while that is in force, whenever a version falls idle.
+    """
+
+    front_id: int
+    revision: int  # of the table that the front uses
+    uses: list[VersionUse]
+
+
 class ControlCall(Message, frozen=True, kw_only=True):
     """A Train or Model call, forwarded. `method` names the request struct of `ipc/calls.py`."""
 
@@ -380,7 +404,7 @@ class ControlCall(Message, frozen=True, kw_only=True):
 
 
 class ControlCancel(Message, frozen=True, kw_only=True):
-    """The client of a streamed `ControlCall` has left."""
+    """The client of a streamed `ControlCall` has left, or nobody waits for a `WakeVersion` any more."""
 
     call_id: int
 
@@ -424,6 +448,7 @@ ToControl = (
     | FrontHello
     | VersionPrepared
     | RoutingApplied
+    | VersionsInUse
     | ControlCall
     | ControlCancel
     | MetricsSnapshot

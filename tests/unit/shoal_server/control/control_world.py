@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from shoal_models.manifest import Manifest
-from shoal_server.config import ModelPolicy
+from shoal_server.config import ModelPolicy, RepositoryConfig
 from shoal_server.control.actions import (
     Action,
     DeleteFiles,
@@ -18,6 +19,7 @@ from shoal_server.control.actions import (
     SendUnload,
 )
 from shoal_server.control.policy import ModelRecord
+from shoal_server.control.residency import note_use
 from shoal_server.control.rollout import Rollout, RolloutSettings
 from shoal_server.control.routing import state_of
 from shoal_server.control.versions import FoundVersion, VersionKey
@@ -28,9 +30,13 @@ from shoal_server.ipc.messages import (
     VersionMemory,
     VersionPrepared,
     VersionRefused,
+    VersionsInUse,
     VersionState,
     VersionUnloaded,
+    VersionUse,
 )
+
+LOADED_BYTES = 15  # what every version of this world holds
 
 
 def make_found(
@@ -59,20 +65,36 @@ class World:
     """Rollout with obedient peers. Orders lie in `loads` until `settle`, or a test, carries them out."""
 
     def __init__(
-        self, *, num_engines: int = 1, num_fronts: int = 1, keep_versions: int = 5, serve: object = "latest"
+        self,
+        *,
+        num_engines: int = 1,
+        num_fronts: int = 1,
+        keep_versions: int = 5,
+        serve: object = "latest",
+        pinned: Iterable[str] = (),
+        room: int | None = None,
+        **repository: Any,
     ) -> None:
+        """`room` is the number of versions that fit into an engine, None: any; `repository` is more of its config."""
         self.rollout = Rollout(
             RolloutSettings(
                 num_engines=num_engines,
                 kinds=frozenset({"classifier", "generator"}),
-                keep_versions=keep_versions,
-                policies={"m": ModelPolicy(serve=serve)},  # type: ignore[arg-type]
+                repository=RepositoryConfig(
+                    keep_versions=keep_versions,
+                    models={"m": ModelPolicy(serve=serve)}  # type: ignore[arg-type]
+                    | {model: ModelPolicy(pinned=True) for model in pinned},
+                    **repository,
+                ),
             )
         )
         self.found: dict[VersionKey, FoundVersion] = {}
         self.bad: dict[VersionKey, str] = {}  # versions that engines refuse
         self.untokenizable: set[VersionKey] = set()  # versions that fronts cannot prepare
         self.busy: set[VersionKey] = set()  # versions with requests in flight on every front
+        self.open: set[VersionKey] = set()  # live versions with requests in flight, or waiting, on every front
+        self.used_s: dict[VersionKey, float] = {}  # when they were last used
+        self.room = room
         self.log: list[Action] = []
         self.todo: list[Action] = []
         self.routing: Routing | None = None  # the table that a front was given last
@@ -141,6 +163,16 @@ class World:
                 self.rollout.version_refused(
                     VersionRefused(engine_id=engine_id, model=key.model, version=key.version, reason=self.bad[key])
                 )
+            case SendLoad(engine_id=engine_id, key=key) if lacking_bytes := self.lacking_bytes(engine_id):
+                self.rollout.version_refused(
+                    VersionRefused(
+                        engine_id=engine_id,
+                        model=key.model,
+                        version=key.version,
+                        reason="does not fit",
+                        lacking_bytes=lacking_bytes,
+                    )
+                )
             case SendLoad(engine_id=engine_id, key=key):
                 self.rollout.version_loaded(loaded(engine_id, key))
             case SendUnload(engine_id=engine_id, key=key):
@@ -162,6 +194,32 @@ class World:
                 return False
         return True
 
+    def lacking_bytes(self, engine_id: int) -> int:
+        """What one more version would lack on an engine."""
+        held = sum(engine_id in entry.loads for entry in self.rollout.entries.values())
+        return 0 if self.room is None else max(0, (held + 1 - self.room) * LOADED_BYTES)
+
+    def report_use(self, *front_ids: int) -> None:
+        """Fronts, by default all, tell which versions they use."""
+        for front_id in front_ids or sorted(self.routings):
+            keys = self.open | self.used_s.keys()
+            uses = [
+                VersionUse(
+                    model=key.model,
+                    version=key.version,
+                    num_open=int(key in self.open),
+                    last_used_s=self.used_s.get(key, 0.0),
+                )
+                for key in sorted(keys)
+            ]
+            revision = self.routings[front_id].revision
+            note_use(self.rollout, VersionsInUse(front_id=front_id, revision=revision, uses=uses))
+        self.plan()
+
+    def pass_time(self, now_s: float) -> None:
+        self.rollout.time_is(now_s)
+        self.plan()
+
     def apply_routing(self, front_id: int) -> None:
         """The front reports what it has in flight on draining versions."""
         routing = self.routings[front_id]
@@ -172,6 +230,8 @@ class World:
             if version.state is VersionState.DRAINING and VersionKey(model.name, version.version) in self.busy
         }
         self.rollout.routing_applied(RoutingApplied(front_id=front_id, revision=routing.revision, in_flight=draining))
+        if routing.wants_room:
+            self.report_use(front_id)
 
     def finish_requests(self) -> None:
         self.busy.clear()
@@ -183,6 +243,10 @@ class World:
         return {
             entry.found.key.version: state_of(self.rollout, entry).value for entry in self.rollout.entries_of(model)
         }
+
+    def state(self, model: str) -> str:
+        """Of the newest version."""
+        return next(iter(self.states(model).values()))
 
     def of_type(self, kind: type) -> list[Action]:
         return [action for action in self.log if isinstance(action, kind)]

@@ -27,11 +27,20 @@ from shoal_server.errors import (
     ModelNotFound,
     Precondition,
     VersionInUse,
+    VersionLoading,
     VersionNotFound,
     VersionRejected,
     WrongModelKind,
 )
-from shoal_server.ipc.calls import DeleteModelVersion, GetModel, ListModels, LoadModel, SetModelLabel, UnloadModel
+from shoal_server.ipc.calls import (
+    DeleteModelVersion,
+    GetModel,
+    ListModels,
+    LoadModel,
+    SetModelLabel,
+    UnloadModel,
+    WakeVersion,
+)
 from shoal_server.ipc.messages import VersionState
 
 
@@ -212,3 +221,64 @@ async def test_models_are_listed_by_name_in_pages(desk: Desk) -> None:
         await desk.calls.list_models(ListModels(page_size=2, page_token="%%"))
     with pytest.raises(InvalidRequest, match="page_size"):
         await desk.calls.list_models(ListModels(page_size=1001, page_token=""))
+
+
+@pytest.fixture
+def full_desk(tmp_path: Path) -> Desk:
+    """Models m and n, with room for one: n rests."""
+    made = Desk(tmp_path, room=1, evict_idle=True)
+    made.publish(1)
+    made.publish(1, model="n")
+    assert made.world.states("n") == {1: "idle"}
+    return made
+
+
+async def test_waking_loads_once_for_all_who_wait_and_tells_the_table_that_says_so(full_desk: Desk) -> None:
+    call = WakeVersion(name="n", version=1)
+    answers = await asyncio.gather(*(full_desk.calls.wake(call) for _ in range(3)))
+    assert full_desk.world.states("n") == {1: "live"}
+    assert full_desk.world.states("m") == {1: "idle"}
+    assert {answer.revision for answer in answers} == {full_desk.rollout.table.revision}
+    assert full_desk.rollout.entries[VersionKey("n", 1)].num_waiting == 0
+
+
+async def test_waking_what_memory_is_too_short_for_says_when_to_come_back(full_desk: Desk) -> None:
+    full_desk.world.room = 0
+    with pytest.raises(VersionLoading, match="n@1 cannot be loaded now: does not fit") as caught:
+        await full_desk.calls.wake(WakeVersion(name="n", version=1))
+    assert caught.value.retry_after_s
+    assert full_desk.world.states("n") == {1: "idle"}
+    with pytest.raises(VersionLoading):
+        await full_desk.calls.load(LoadModel(name="n", version=None))
+
+
+async def test_waking_ends_when_the_version_is_refused_or_gone(full_desk: Desk) -> None:
+    full_desk.world.bad[VersionKey("n", 1)] = "damaged"
+    assert (await full_desk.calls.wake(WakeVersion(name="n", version=1))).revision
+    assert full_desk.world.states("n") == {1: "rejected"}
+    assert (await full_desk.calls.wake(WakeVersion(name="n", version=9))).revision
+
+
+async def test_a_wake_that_is_cancelled_leaves_nobody_waiting(full_desk: Desk) -> None:
+    full_desk.world.open = {VersionKey("m", 1)}
+    waiting = asyncio.create_task(full_desk.calls.wake(WakeVersion(name="n", version=1)))
+    await full_desk.state_changed().wait()
+    assert full_desk.world.states("n") == {1: "loading"}
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    full_desk.apply()
+    await full_desk.state_changed().wait()
+    assert full_desk.world.states("n") == {1: "idle"}
+    assert full_desk.world.states("m") == {1: "live"}
+
+
+async def test_a_load_of_an_idle_model_and_a_label_on_one_make_it_live(full_desk: Desk) -> None:
+    assert (await full_desk.calls.load(LoadModel(name="n", version=None))).state is VersionState.LIVE
+    assert full_desk.world.states("m") == {1: "idle"}
+    await full_desk.calls.set_label(SetModelLabel(name="m", label="stable", version=1, expected_version=None))
+    assert full_desk.world.states("m") == {1: "live"}
+
+
+async def test_an_idle_version_is_in_use_and_not_deleted(full_desk: Desk) -> None:
+    with pytest.raises(VersionInUse, match="idle"):
+        await full_desk.calls.delete(DeleteModelVersion(name="n", version=1))

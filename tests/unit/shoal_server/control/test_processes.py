@@ -70,7 +70,7 @@ class Nursery:
 @pytest.fixture
 async def nursery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Nursery]:
     (tmp_path / "fake_children.py").write_text(CHILDREN)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     made = Nursery(tmp_path)
     yield made
     made.processes.kill_all()

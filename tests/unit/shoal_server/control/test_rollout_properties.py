@@ -86,7 +86,7 @@ def test_any_history_comes_to_rest_with_what_is_wanted_live(events: list[tuple[s
         wanted = world.rollout.wanted(model)
         live = {e.found.key.version for e in world.rollout.entries_of(model) if e.phase is Phase.LIVE}
         assert live == wanted
-        assert all(e.phase in (Phase.LIVE, Phase.IDLE, Phase.REJECTED) for e in world.rollout.entries_of(model))
+        assert all(e.phase in (Phase.LIVE, Phase.ABSENT, Phase.REJECTED) for e in world.rollout.entries_of(model))
         for entry in (world.rollout.entries[VersionKey(model, version)] for version in live):
             assert entry.loads
             assert entry.loads.keys() | entry.refused_by == {0, 1}
