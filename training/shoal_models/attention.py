@@ -61,12 +61,29 @@ def packed_attention(
     if plan.cache is not None and plan.slots_T is not None:
         plan.cache.keys[layer].index_copy_(1, plan.slots_T, key_KTD)
         plan.cache.values[layer].index_copy_(1, plan.slots_T, value_KTD)
-    if softcap is None and can_attend_varlen(query):
-        out = attend_varlen(
-            plan, layer, query_HTD, key_KTD, value_KTD, scale=scale, causal=causal, window=sliding_window
-        )
-        return out[None], None
-    return _attend(plan, layer, heads, query_HTD, key_KTD, value_KTD)[None], None
+    return _attend_any(plan, layer, heads, query_HTD, key_KTD, value_KTD)[None], None
+
+
+def attend_fused(plan: AttentionPlan, qkv_T3E: Tensor, num_heads: int) -> Tensor:
+    """Attention both ways of every token to its own sequence, out of one product's queries, keys and values; (T, E)."""
+    plan.num_calls += 1
+    num_tokens, width = qkv_T3E.shape
+    size = width // (3 * num_heads)
+    heads = _Heads(scale=size**-0.5, causal=False, window=None, softcap=None)
+    chunks = plan.chunks(num_heads, qkv_T3E.dtype)
+    if chunks is None:
+        return _attend_any(plan, 0, heads, *_split_heads(qkv_T3E, size)).reshape(num_tokens, -1)
+
+    def select(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return _split_heads(qkv_T3E.index_select(0, rows), size)
+
+    return chunks.attend(select, heads.scale).view(num_tokens, -1)
+
+
+def _split_heads(qkv_T3E: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, (H, T, D) each."""
+    query, key, value = qkv_T3E.view(len(qkv_T3E), -1, size).transpose(0, 1).contiguous().tensor_split(3)
+    return query, key, value
 
 
 class _Heads:
@@ -91,6 +108,27 @@ def _checked_plan(
         if others.get(name) is not None:
             raise PackedAttentionError(f"the model's attention needs {name}")
     return plan
+
+
+def _attend_any(
+    plan: AttentionPlan, layer: int, heads: _Heads, query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor
+) -> Tensor:
+    """By the fastest kernel that there is for these tensors; (T, H, D)."""
+    if heads.softcap is None and can_attend_varlen(query_HTD):
+        return attend_varlen(
+            plan,
+            layer,
+            query_HTD,
+            key_KTD,
+            value_KTD,
+            scale=heads.scale,
+            causal=heads.causal,
+            window=heads.window,
+        )
+    chunks = None if heads.causal or heads.softcap or len(key_KTD) != len(query_HTD) else plan.chunks(len(query_HTD), query_HTD.dtype)
+    if chunks is not None and (heads.window is None or heads.window >= max(plan.row.lengths)):
+        return chunks.attend(lambda rows: tuple(x.index_select(1, rows) for x in (query_HTD, key_KTD, value_KTD)), heads.scale)
+    return _attend(plan, layer, heads, query_HTD, key_KTD, value_KTD)
 
 
 def _attend(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shoal_models.chunk_attention import Chunks, chunks_of
 from shoal_models.packed import PackedRow, PagedCache
 
 
@@ -59,7 +60,7 @@ class DecodeGroup:
 class AttentionPlan:
     """Index tensors for one forward over `row`; counts the attention calls that used it."""
 
-    __slots__ = ("_masks", "cache", "decodes", "num_calls", "num_tokens", "row", "slots_T", "spans", "varlen")
+    __slots__ = ("_chunks", "_masks", "cache", "decodes", "num_calls", "num_tokens", "row", "slots_T", "spans", "varlen")
 
     def __init__(self, row: PackedRow) -> None:
         self.row = row
@@ -70,6 +71,7 @@ class AttentionPlan:
         self.decodes: tuple[DecodeGroup, ...] = ()
         self.varlen: object | None = None  # index tensors of the CUDA kernel, see attention_cuda.py
         self._masks: dict[tuple[int, int, bool, int | None], Tensor | None] = {}
+        self._chunks: dict[tuple[int, torch.dtype], Chunks | None] = {}
         if row.cache is None:
             self.spans = tuple(_plain_spans(row))
         else:
@@ -86,6 +88,15 @@ class AttentionPlan:
         if key not in self._masks:
             self._masks[key] = _mask(span.context, new, causal=causal, window=window, device=self.row.ids_T.device)
         return self._masks[key]
+
+    def chunks(self, num_heads: int, dtype: torch.dtype) -> Chunks | None:
+        """The row's sequences in chunks; None where they are not the fast way: on a GPU, over a cache, too long."""
+        if self.cache is not None or self.row.ids_T.device.type != "cpu":
+            return None
+        key = (num_heads, dtype)
+        if key not in self._chunks:
+            self._chunks[key] = chunks_of(self.row.starts, num_heads=num_heads, dtype=dtype)
+        return self._chunks[key]
 
     def _plan_cached(self, row: PackedRow, cache: PagedCache) -> None:
         size, device = cache.block_tokens, row.ids_T.device
