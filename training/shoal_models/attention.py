@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from shoal_models.attention_cuda import attend_varlen, can_attend_varlen
+from shoal_models.chunk_attention import Chunks
 from shoal_models.packed import PagedCache
 from shoal_models.plan import AttentionPlan, DecodeGroup, Span
 
@@ -125,10 +126,23 @@ def _attend_any(
             causal=heads.causal,
             window=heads.window,
         )
-    chunks = None if heads.causal or heads.softcap or len(key_KTD) != len(query_HTD) else plan.chunks(len(query_HTD), query_HTD.dtype)
-    if chunks is not None and (heads.window is None or heads.window >= max(plan.row.lengths)):
-        return chunks.attend(lambda rows: tuple(x.index_select(1, rows) for x in (query_HTD, key_KTD, value_KTD)), heads.scale)
-    return _attend(plan, layer, heads, query_HTD, key_KTD, value_KTD)
+    chunks = _chunks(plan, heads, query_HTD, key_KTD)
+    if chunks is None:
+        return _attend(plan, layer, heads, query_HTD, key_KTD, value_KTD)
+
+    def select(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return query_HTD.index_select(1, rows), key_KTD.index_select(1, rows), value_KTD.index_select(1, rows)
+
+    return chunks.attend(select, heads.scale)
+
+
+def _chunks(plan: AttentionPlan, heads: _Heads, query_HTD: Tensor, key_KTD: Tensor) -> Chunks | None:
+    """The row in chunks, where attention is plain: both ways, with a key for each query, as wide as the sequences."""
+    if heads.causal or heads.softcap is not None or len(key_KTD) != len(query_HTD):
+        return None
+    if heads.window is not None and heads.window < max(plan.row.lengths):
+        return None
+    return plan.chunks(len(query_HTD), query_HTD.dtype)
 
 
 def _attend(

@@ -10,6 +10,7 @@ numbers of chunks are rounded up to few values, since oneDNN compiles a kernel f
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,7 +50,7 @@ class Chunking:
 
 def cut_into_chunks(starts: Sequence[int]) -> Chunking | None:
     """Chunks for the sequences between `starts` (S+1 offsets from 0 to T); None when one is longer than MAX_WIDTH."""
-    lengths = [end - start for start, end in zip(starts, starts[1:], strict=False)]
+    lengths = [end - start for start, end in itertools.pairwise(starts)]
     if max(lengths) > MAX_WIDTH:
         return None
     groups, places_T, first_place = [], np.empty(starts[-1], dtype=np.int64), 0

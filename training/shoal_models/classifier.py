@@ -12,15 +12,18 @@ from torch import Tensor
 
 from shoal_models.attention import PACKED
 from shoal_models.body import PackedBody, takes_types
-from shoal_models.compute import Compute, convert, prepack_linears
+from shoal_models.compute import Compute, convert
 from shoal_models.describe import has_token_head
 from shoal_models.execution import ONE_BY_ONE, Execution
 from shoal_models.heads import Head
 from shoal_models.kept_linears import keep_linears_read_by_others
+from shoal_models.linears import prepack_linears
 from shoal_models.manifest import Manifest
-from shoal_models.packed import PackedRow, pack
+from shoal_models.packed import PackedRow, fill_up, pack
 from shoal_models.padded import PlainForward
+from shoal_models.post_norm import LeanLayers
 from shoal_models.probe import end_id_of, plain_id_of
+from shoal_models.sizes import few_sizes
 
 _TRIAL_TOKENS = 8
 
@@ -45,6 +48,7 @@ class LoadedClassifier:
             model, is_token_head=has_token_head(type(model).__name__), takes_types=self.takes_types
         )
         self._body = PackedBody(model)
+        self._lean = LeanLayers(model)
         self._head = Head(model, self.way.reads)
 
     @property
@@ -52,9 +56,15 @@ class LoadedClassifier:
         """For people: "packed", "padded: <why>" or "one by one: <why>"."""
         return self.way.text
 
+    @property
+    def has_lean_layers(self) -> bool:
+        """Whether layers of this model can run lean."""
+        return self._lean.num_layers > 0
+
     def run(self, way: Execution) -> None:
         """Take sequences this way from now on."""
         self.way = way
+        self._lean.use(way.lean)
         self._model.set_attn_implementation(PACKED if way.way == "packed" else self._own_attention)
         self._head = Head(self._model, way.reads)
 
@@ -62,7 +72,7 @@ class LoadedClassifier:
         """Logits, float32, on the model's device: (T, L) of a token head, (S, L) of all others."""
         with torch.inference_mode():
             if self.way.way == "packed":
-                logits = self._head(row, self._body(row))
+                logits = self._head(row, self._hidden(row))
             elif self.way.way == "padded":
                 logits = self._plain.padded(row, side=self.way.side, forward_tokens=self.way.forward_tokens)
             else:
@@ -82,11 +92,12 @@ class LoadedClassifier:
         A model with a step that is not to be had in that dtype, such as a Fourier transform in bfloat16, keeps the
         rounded weights and computes in float32.
         """
+        self._lean.settle()
         convert(self._model, compute)
         if compute.computed != torch.float32 and not self._runs():
             compute = Compute(rounded=compute.rounded, computed=torch.float32)
             convert(self._model, compute)
-        if self.device.type == "cpu" and compute.computed == torch.bfloat16:
+        if self.device.type == "cpu":
             keep_linears_read_by_others(self._model, self._try)
             prepack_linears(self._model)
             self._head = Head(self._model, self.way.reads)
@@ -104,3 +115,10 @@ class LoadedClassifier:
 
     def _try(self) -> None:
         self.logits(self.trial_row(min(_TRIAL_TOKENS, self.manifest.max_tokens)))
+
+    def _hidden(self, row: PackedRow) -> Tensor:
+        """Hidden rows (T, E); on a CPU the row is filled up to one of few sizes for the kernels' sake."""
+        if self.device.type != "cpu":
+            return self._body(row)
+        num_tokens = row.starts[-1]
+        return self._body(fill_up(row, few_sizes(num_tokens)))[:num_tokens]

@@ -60,6 +60,8 @@ def choose_execution(loaded: LoadedClassifier, model: Any) -> Execution:
 def _candidates(loaded: LoadedClassifier, model: Any) -> Iterator[Execution]:
     """Fastest first."""
     reads = reads_of(model)
+    if loaded.has_lean_layers:
+        yield Execution(way="packed", reads=reads, lean=True)
     yield Execution(way="packed", reads=reads)
     if reads != "tokens":
         yield Execution(way="packed", reads="sequence")

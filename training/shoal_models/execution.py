@@ -18,6 +18,7 @@ class Execution:
     way: Way
     why: str = ""  # for people; empty for packed rows, of which nothing is faster
     reads: Reads = "first"  # packed rows: what the head reads
+    lean: bool = False  # packed rows: layers of our own stand in for transformers', see post_norm.py
     side: Side = "right"  # padded batches: where padding goes
     forward_tokens: int = 0  # padded batches: what a forward costs beside its tokens
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from shoal_models.attention import PACKED, PackedAttentionError
-from shoal_models.compute import Compute, convert, prepack_linears
+from shoal_models.compute import Compute, convert
+from shoal_models.linears import prepack_linears
 from shoal_models.manifest import Manifest
 from shoal_models.packed import CacheShape, PackedRow, PagedCache
 from shoal_models.plan import AttentionPlan

@@ -54,7 +54,7 @@ class FusedLinear(nn.Linear):
         nn.Module.__init__(self)
         self.out_features, self.in_features = weight_OI.shape
         self.weight = nn.Parameter(weight_OI, requires_grad=False)
-        self.bias = None if bias_O is None else nn.Parameter(bias_O, requires_grad=False)
+        self.register_parameter("bias", None if bias_O is None else nn.Parameter(bias_O, requires_grad=False))
         self.activation = activation
 
     def forward(self, inputs_TI: Tensor, residual_TO: Tensor | None = None) -> Tensor:
@@ -66,8 +66,8 @@ class FusedLinear(nn.Linear):
 class PrepackedLinear(nn.Module):
     """The same for inference on a CPU, its weight in oneDNN's layout; also stands in for a plain linear layer.
 
-    Rows are padded to few sizes. A large weight is kept in several pieces (O), which costs a copy of the outputs (5 % of
-    a vocabulary of 49,152 at 32 rows).
+    Rows are padded to few sizes. A large weight is kept in several pieces (O), which costs a copy of the outputs (5 %
+    of a vocabulary of 49,152 at 32 rows).
     """
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, activation: Activation = NO_ACTIVATION) -> None:

@@ -119,6 +119,21 @@ def pack(
     )
 
 
+def fill_up(row: PackedRow, num_tokens: int) -> PackedRow:
+    """The row, without a cache, made `num_tokens` long by one more sequence that nobody reads."""
+    missing = num_tokens - row.starts[-1]
+    if missing == 0:
+        return row
+    assert row.cache is None, "a sequence of nobody has no place in a cache"
+    ids_T = torch.nn.functional.pad(row.ids_T, (0, missing), value=int(row.ids_T[-1]))
+    return PackedRow(
+        ids_T=ids_T,
+        positions_T=torch.cat([row.positions_T, torch.arange(missing, device=ids_T.device)]),
+        starts=(*row.starts, num_tokens),
+        type_ids_T=None if row.type_ids_T is None else torch.nn.functional.pad(row.type_ids_T, (0, missing)),
+    )
+
+
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros that on a CPU take memory only page by page as they are written to; torch's own are written at once.
 

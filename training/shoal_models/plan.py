@@ -60,7 +60,18 @@ class DecodeGroup:
 class AttentionPlan:
     """Index tensors for one forward over `row`; counts the attention calls that used it."""
 
-    __slots__ = ("_chunks", "_masks", "cache", "decodes", "num_calls", "num_tokens", "row", "slots_T", "spans", "varlen")
+    __slots__ = (
+        "_chunks",
+        "_masks",
+        "cache",
+        "decodes",
+        "num_calls",
+        "num_tokens",
+        "row",
+        "slots_T",
+        "spans",
+        "varlen",
+    )
 
     def __init__(self, row: PackedRow) -> None:
         self.row = row

@@ -1,9 +1,9 @@
-"""A lean layer for encoders that normalise after each half, as BERT does: fewer calls, each with its neighbours fused in.
+"""A lean layer for encoders that normalise after each half, as BERT does: few calls, each with its neighbours fused in.
 
 T packed tokens, E hidden size, H heads, D head size.
 
-Takes the place of transformers' own layers of BERT, RoBERTa, XLM-R, ELECTRA, DistilBERT, ALBERT and their kin once their
-weights are loaded; embeddings, poolers and heads stay transformers' own. The probe compares it with the original.
+Takes the place of transformers' own layers of BERT, RoBERTa, XLM-R, ELECTRA, DistilBERT, ALBERT and their kin once
+their weights are loaded; embeddings, poolers and heads stay transformers' own. The probe compares it with the original.
 """
 
 from __future__ import annotations
@@ -60,25 +60,58 @@ class PostNormLayer(nn.Module):
         return outputs_TE[None]
 
 
-def replace_layers(model: nn.Module) -> int:
-    """Put lean layers in the place of those that they can stand for; returns how many modules were replaced."""
-    replaced = 0
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            parts = _parts(child)
-            if parts is not None and parts.activation in ACTIVATIONS:
-                setattr(module, name, PostNormLayer(parts))
-                replaced += 1
-    return replaced
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """Where a layer of transformers stands in its model."""
+
+    owner: nn.Module
+    name: str
+    layer: Any
+
+
+class LeanLayers:
+    """The layers of a model that lean ones can stand for, and which of both it runs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Changes nothing yet."""
+        self._places = [
+            _Place(owner=owner, name=name, layer=layer)
+            for owner in model.modules()
+            for name, layer in owner.named_children()
+            if (parts := _parts(layer)) is not None and parts.activation in ACTIVATIONS
+        ]
+        self._are_lean = False
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers can be replaced."""
+        return len(self._places)
+
+    def use(self, lean: bool) -> None:
+        """Put lean layers in the places of transformers' own, or those back. They share weights but for one copy."""
+        if lean != self._are_lean:
+            for place in self._places:
+                parts = _parts(place.layer)
+                assert parts is not None, "it had parts when it was found"
+                setattr(place.owner, place.name, PostNormLayer(parts) if lean else place.layer)
+            self._are_lean = lean
+
+    def settle(self) -> None:
+        """Stay as it is from now on, and free what is not used."""
+        self._places = []
 
 
 def _parts(layer: Any) -> _Parts | None:
+    """The parts of a layer that a lean one can stand for; None for all others, such as one that was changed."""
     name = type(layer).__name__
-    if name in _BERT_LIKE and not layer.is_decoder:
-        return _bert_parts(layer)
-    if name == "TransformerBlock" and hasattr(layer, "sa_layer_norm"):
-        return _distilbert_parts(layer)
-    return _albert_parts(layer) if name == "AlbertLayer" else None
+    try:
+        if name in _BERT_LIKE and not layer.is_decoder:
+            return _bert_parts(layer)
+        if name == "TransformerBlock":
+            return _distilbert_parts(layer)
+        return _albert_parts(layer) if name == "AlbertLayer" else None
+    except AttributeError:
+        return None
 
 
 def _bert_parts(layer: Any) -> _Parts:
@@ -127,4 +160,3 @@ def _albert_parts(layer: Any) -> _Parts:
         norm=layer.full_layer_layer_norm,
         num_heads=attention.num_attention_heads,
     )
-

@@ -15,6 +15,7 @@ from shoal_models.classifier_probe import choose_execution
 from shoal_models.execution import Execution
 from shoal_models.load import LoadError, Proven, load_version
 from shoal_models.packed import pack
+from shoal_models.plan import AttentionPlan
 from tiny_models import CLASSIFIERS, CPU, OTHER_CLASSIFIERS, Published, tiny_model
 from torch import Tensor, nn
 
@@ -59,13 +60,32 @@ def test_attention_that_mixes_sequences_is_caught_and_padded_instead(
     """Attention over the whole packed row, called as often as it should be; masks of padded batches still hold."""
     from transformers import AttentionInterface
 
+    def mixing_fused(plan: AttentionPlan, qkv_T3E: Tensor, num_heads: int) -> Tensor:
+        plan.num_calls += 1
+        query, key, value = qkv_T3E.view(len(qkv_T3E), 3, num_heads, -1).permute(1, 2, 0, 3)
+        return nn.functional.scaled_dot_product_attention(query, key, value).transpose(0, 1).flatten(1)
+
     def mixing(_: Any, query: Tensor, key: Tensor, value: Tensor, *__: Any, packed_plan: Any, **___: Any) -> Any:
         packed_plan.num_calls += 1
         return nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2), None
 
     monkeypatch.setitem(AttentionInterface._global_mapping, "shoal_packed", mixing)
+    monkeypatch.setattr("shoal_models.post_norm.attend_fused", mixing_fused)
     loaded = _loaded(bert)
     assert re.fullmatch(r"padded: its answers differ by \d\S* from those one by one", loaded.execution)
+    _check_alone(loaded, bert.model)
+
+
+def test_lean_layers_that_are_wrong_are_left_for_transformers_own(
+    bert: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forgetful(plan: AttentionPlan, qkv_T3E: Tensor, num_heads: int) -> Tensor:
+        plan.num_calls += 1
+        return qkv_T3E[:, : qkv_T3E.shape[1] // 3]
+
+    monkeypatch.setattr("shoal_models.post_norm.attend_fused", forgetful)
+    loaded = _loaded(bert)
+    assert (loaded.execution, loaded.way.lean) == ("packed", False)
     _check_alone(loaded, bert.model)
 
 

@@ -7,14 +7,10 @@ import torch
 from shoal_models.compute import (
     Compute,
     ComputeError,
-    PrepackedLinear,
     choose_compute,
     convert,
-    padded_rows,
-    prepack_linears,
 )
 from tiny_models import CPU, GENERATORS, tiny_model
-from torch import nn
 
 ROUNDED = Compute(rounded=torch.bfloat16, computed=torch.float32)
 
@@ -47,41 +43,3 @@ def test_rotary_frequencies_keep_their_precision() -> None:
     convert(model, Compute(rounded=torch.bfloat16, computed=torch.bfloat16))
     assert torch.equal(model.model.rotary_emb.inv_freq, before)
     assert model.lm_head.weight.dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("num_rows", [0, 1, 16, 130])
-@pytest.mark.parametrize("bias", [True, False])
-def test_prepacked_linears_compute_the_same(num_rows: int, bias: bool) -> None:
-    torch.manual_seed(0)
-    plain = nn.Linear(40, 72, bias=bias)
-    packed = PrepackedLinear(plain.weight, plain.bias)
-    inputs = torch.randn(1, num_rows, 40)
-    with torch.inference_mode():
-        torch.testing.assert_close(packed(inputs), plain(inputs), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_large_linears_are_kept_in_pieces(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shoal_models.compute._MAX_PACKED_WEIGHTS", 1000)
-    plain = nn.Linear(40, 72, bias=bias)
-    packed = PrepackedLinear(plain.weight, plain.bias)
-    assert len(packed.packed) == 3
-    inputs = torch.randn(5, 40)
-    with torch.inference_mode():
-        torch.testing.assert_close(packed(inputs), plain(inputs), atol=1e-5, rtol=0)
-
-
-def test_gpt2s_transposed_linears_are_prepacked_too() -> None:
-    model = tiny_model("GPT2LMHeadModel", GENERATORS["GPT2LMHeadModel"]())
-    ids = torch.tensor([[5, 6, 7]])
-    with torch.inference_mode():
-        before = model(ids).logits
-        assert prepack_linears(model) == 4 * 2 + 1  # of two layers, and the head
-        torch.testing.assert_close(model(ids).logits, before, atol=1e-4, rtol=0)
-
-
-def test_rows_are_padded_to_few_sizes_and_by_at_most_a_quarter() -> None:
-    sizes = {padded_rows(rows) for rows in range(1, 513)}
-    assert sorted(sizes)[:14] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24]
-    assert len(sizes) == 8 + 4 * 6
-    assert all(rows <= padded_rows(rows) <= rows * 1.25 for rows in range(1, 5000))

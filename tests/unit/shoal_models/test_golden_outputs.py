@@ -168,4 +168,4 @@ def test_another_configuration_is_probed_though_the_architecture_is_proven(publi
         published = publish(tiny_model("BertForSequenceClassification", config), "classifier", name=f"heads-{heads}")
         assert proven.of(published.manifest) is None
         load_version(published.path, published.manifest, dtype=torch.float32, device=CPU, proven=proven)
-        assert proven.of(published.manifest) == Execution(way="packed")
+        assert proven.of(published.manifest) == Execution(way="packed", lean=True)

@@ -9,6 +9,8 @@ import pytest
 import torch
 import transformers as tf
 from ragged import alone, ragged, second_starts
+from shoal_models.classifier import LoadedClassifier
+from shoal_models.classifier_probe import choose_execution
 from shoal_models.compute import Compute
 from shoal_models.kept_linears import KeptLinear
 from shoal_models.packed import pack
@@ -158,7 +160,8 @@ def test_layers_whose_weights_others_read_are_not_prepacked(
     """Each T5 layer looks at the dtype of its last linear layer's weight."""
     config = {**CLASSIFIERS, **OTHER_CLASSIFIERS}[architecture.partition("For")[0]]()
     published = publish(tiny_model(architecture, config), "classifier")
-    loaded = published.load()
+    loaded = LoadedClassifier(published.model, published.manifest)
+    choose_execution(loaded, published.model)
     before = loaded.logits(loaded.trial_row(6))
     loaded.cast(Compute(rounded=torch.bfloat16, computed=torch.bfloat16))
     kinds = [type(module) for module in loaded._model.modules()]
@@ -170,7 +173,8 @@ def test_layers_whose_weights_others_read_are_not_prepacked(
 def test_what_cannot_be_computed_in_bfloat16_is_computed_in_float32(publish: Callable[..., Published]) -> None:
     """FNet's Fourier transform knows no bfloat16."""
     published = publish(tiny_model("FNetForSequenceClassification", OTHER_CLASSIFIERS["FNet"]()), "classifier")
-    loaded = published.load()
+    loaded = LoadedClassifier(published.model, published.manifest)
+    choose_execution(loaded, published.model)
     sequences = ragged(8, 5, 20)
     before = loaded.logits(pack(sequences, device=CPU))
     loaded.cast(Compute(rounded=torch.bfloat16, computed=torch.bfloat16))

@@ -1,0 +1,73 @@
+"""Sequences in chunks: every token has one place, and nobody sees anybody else's tokens."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shoal_models.chunk_attention import chunks_of
+from shoal_models.chunks import MAX_WIDTH, SHARED_WIDTH, cut_into_chunks
+from torch import Tensor
+
+LENGTHS = st.lists(st.integers(1, 200), min_size=1, max_size=40)
+
+
+def _starts(lengths: list[int]) -> tuple[int, ...]:
+    return tuple(itertools.accumulate(lengths, initial=0))
+
+
+@given(lengths=LENGTHS)
+@settings(max_examples=300, deadline=None)
+def test_every_token_has_one_place_owned_by_its_sequence(lengths: list[int]) -> None:
+    chunking = cut_into_chunks(_starts(lengths))
+    assert chunking is not None
+    rows = np.concatenate([group.rows for group in chunking.groups])
+    owners = np.concatenate([group.owners_NC.reshape(-1) for group in chunking.groups])
+    assert (rows[chunking.places_T] == np.arange(sum(lengths))).all()
+    assert (owners[chunking.places_T] == np.repeat(np.arange(len(lengths)), lengths)).all()
+    assert (owners >= 0).sum() == sum(lengths)
+
+
+@given(lengths=LENGTHS)
+@settings(max_examples=300, deadline=None)
+def test_a_sequence_lies_in_one_chunk(lengths: list[int]) -> None:
+    chunking = cut_into_chunks(_starts(lengths))
+    assert chunking is not None
+    homes = [
+        {int(owner) for owner in chunk if owner >= 0} for group in chunking.groups for chunk in group.owners_NC.tolist()
+    ]
+    assert sum(map(len, homes)) == len(lengths)
+    for group in chunking.groups:
+        assert group.width <= SHARED_WIDTH or all(len({o for o in c if o >= 0}) <= 1 for c in group.owners_NC.tolist())
+        full = all(0 <= c[0] == c[-1] for c in group.owners_NC.tolist())
+        assert group.is_full == full
+
+
+def test_a_sequence_that_is_too_long_is_not_for_chunks() -> None:
+    assert cut_into_chunks(_starts([3, MAX_WIDTH])) is not None
+    assert cut_into_chunks(_starts([3, MAX_WIDTH + 1])) is None
+
+
+@pytest.mark.parametrize(
+    "lengths", [[5], [16], [64], [65], [1, 2, 3], [64, 64], [70, 80, 128], [20, 300, 1, 64, 90, 9]]
+)
+def test_attention_in_chunks_is_attention_of_each_sequence_alone(lengths: list[int]) -> None:
+    torch.manual_seed(0)
+    starts, num_heads, size = _starts(lengths), 3, 8
+    query, key, value = torch.randn(3, num_heads, starts[-1], size) * 3
+
+    def select(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return query[:, rows], key[:, rows], value[:, rows]
+
+    chunks = chunks_of(starts, num_heads=num_heads, dtype=torch.float32)
+    assert chunks is not None
+    found_THD = chunks.attend(select, 0.3)
+    for start, end in itertools.pairwise(starts):
+        weights = torch.softmax(query[:, start:end] @ key[:, start:end].transpose(1, 2) * 0.3, -1)
+        torch.testing.assert_close(
+            found_THD[start:end].transpose(0, 1), weights @ value[:, start:end], atol=1e-4, rtol=0
+        )
