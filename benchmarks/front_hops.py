@@ -159,7 +159,7 @@ class _Bench:
         version = EngineVersionKey(call.model, call.version)
         while (plan := self._batcher.plan(version, 1.0, may_wait=False)) is not None:
             logits_RL = self._logits[first : first + plan.num_sequences]
-            self._batcher.commit(plan, logits_RL, began_s=1.0, ended_s=1.005)
+            self._batcher.commit(plan, logits_RL, seconds=0.005, ended_s=1.005)
             first += plan.num_sequences
 
     async def _round_trip(self, call: ClassifyCall) -> None:

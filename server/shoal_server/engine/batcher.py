@@ -22,14 +22,14 @@ class Batcher:
     """Classify requests that are not answered."""
 
     def __init__(self, *, token_budget: int, max_waiting_tokens: int) -> None:
-        self._token_budget = token_budget
+        self.token_budget = token_budget  # most tokens of a forward
         self._max_waiting_tokens = max_waiting_tokens * _SAFETY_FACTOR
         self._queues: dict[VersionKey, ClassifyQueue] = {}
         self._requests: dict[CallKey, ClassifyRequest] = {}
 
     def add_version(self, version: VersionKey) -> None:
         """Requests may name this version from now on."""
-        self._queues[version] = ClassifyQueue(version, self._token_budget)
+        self._queues[version] = ClassifyQueue(version, self.token_budget)
 
     def remove_version(self, version: VersionKey) -> None:
         """Forget a version on which nothing is open."""
@@ -80,10 +80,13 @@ class Batcher:
         return queue.take(now_s)
 
     def commit(
-        self, plan: ClassifyPlan, logits_RL: NDArray[np.float32], *, began_s: float, ended_s: float
+        self, plan: ClassifyPlan, logits_RL: NDArray[np.float32], *, seconds: float, ended_s: float
     ) -> list[ClassifyRequest]:
-        """Give the requests of a plan that has run their rows of logits; returns those that are answered now."""
-        self._queues[plan.version].ran(plan, began_s=began_s, ended_s=ended_s)
+        """Give the requests of a plan that has run their rows of logits; returns those that are answered now.
+
+        `seconds` is what the forward took of the device.
+        """
+        self._queues[plan.version].ran(plan, seconds=seconds, ended_s=ended_s)
         done, row = [], 0
         for piece in plan.pieces:
             request, num_rows = piece.request, piece.num_rows

@@ -129,9 +129,9 @@ class ClassifyQueue:
             budget = min(budget, self._tokens_until(request.order.deadline_s, num_tokens, now_s))
         return self._plan(pieces, num_tokens)
 
-    def ran(self, plan: ClassifyPlan, *, began_s: float, ended_s: float) -> None:
+    def ran(self, plan: ClassifyPlan, *, seconds: float, ended_s: float) -> None:
         """Learn from a forward."""
-        self._cost.record(plan.num_tokens, ended_s - began_s)
+        self._cost.record(plan.num_tokens, seconds)
         self._company.answered(ended_s)
 
     def failed(self, ended_s: float) -> None:

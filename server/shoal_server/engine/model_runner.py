@@ -7,7 +7,8 @@ T packed tokens, R rows of logits (one for each sequence, or for each token), L 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -54,6 +55,48 @@ class ReadyGenerator:
 ReadyVersion = ReadyClassifier | ReadyGenerator
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedRow:
+    """A Classify plan as tensors in host memory."""
+
+    plan: ClassifyPlan
+    row: PackedRow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launched:
+    """A Classify forward that the device has, or has done."""
+
+    plan: ClassifyPlan
+    logits_RL: Tensor  # in host memory; on a GPU complete once `ended` has happened
+    began: torch.cuda.Event | None = None
+    ended: torch.cuda.Event | None = None
+
+    def is_done(self) -> bool:
+        """Whether `collect` would not have to wait."""
+        return self.ended is None or bool(self.ended.query())  # type: ignore[no-untyped-call]
+
+    def seconds(self) -> float | None:
+        """How long the device took, once collected; None where it computes on the caller's time."""
+        if self.began is None or self.ended is None:
+            return None
+        return float(self.began.elapsed_time(self.ended)) / 1000
+
+    def collect(self) -> NDArray[np.float32]:
+        """Wait for the logits (R, L).
+
+        Raises:
+            WrongRows: the model gave more or fewer rows, so that nobody knows which are whose.
+        """
+        if self.ended is not None:
+            self.ended.synchronize()
+        if len(self.logits_RL) != self.plan.num_rows:
+            message = f"gave {len(self.logits_RL):,} rows of logits; expected {self.plan.num_rows:,}"
+            raise WrongRows(f"{self.plan.version} {message}")
+        logits_RL: NDArray[np.float32] = self.logits_RL.numpy()
+        return logits_RL
+
+
 class ModelRunner:
     """The versions in this process, and their forwards."""
 
@@ -73,18 +116,27 @@ class ModelRunner:
         """Give a version away, to be freed by whoever takes it."""
         return self._classifiers.pop(key) if key in self._classifiers else self._generators.pop(key)
 
-    @torch.inference_mode()
-    def classify(self, plan: ClassifyPlan) -> NDArray[np.float32]:
-        """Logits (R, L) of a plan.
+    def prepare(self, plan: ClassifyPlan) -> PreparedRow:
+        """The packed row of a plan, in host memory from which the device can read by itself."""
+        row = _classify_row(plan)
+        if self._device.type != "cuda":
+            return PreparedRow(plan=plan, row=row)
+        return PreparedRow(plan=plan, row=_map_tensors(row, Tensor.pin_memory))
 
-        Raises:
-            WrongRows: the model gave more or fewer rows, so that nobody knows which are whose.
-        """
-        row = _classify_row(plan, self._device)
-        logits_RL: NDArray[np.float32] = self._classifiers[plan.version].model.logits(row).cpu().numpy()
-        if len(logits_RL) != plan.num_rows:
-            raise WrongRows(f"{plan.version} gave {len(logits_RL):,} rows of logits; expected {plan.num_rows:,}")
-        return logits_RL
+    @torch.inference_mode()
+    def launch(self, prepared: PreparedRow) -> Launched:
+        """Begin the forward of a prepared row; on a processor it has ended when this returns."""
+        plan, row = prepared.plan, prepared.row
+        if self._device.type != "cuda":
+            return Launched(plan=plan, logits_RL=self._classifiers[plan.version].model.logits(row))
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        began.record()
+        row = _map_tensors(row, lambda tensor: tensor.to(self._device, non_blocking=True))
+        computed_RL = self._classifiers[plan.version].model.logits(row)
+        logits_RL = torch.empty(computed_RL.shape, dtype=computed_RL.dtype, pin_memory=True)
+        logits_RL.copy_(computed_RL, non_blocking=True)
+        ended.record()
+        return Launched(plan=plan, logits_RL=logits_RL, began=began, ended=ended)
 
     @torch.inference_mode()
     def generate(self, plan: StepPlan) -> Choices:
@@ -105,7 +157,7 @@ class ModelRunner:
         return choose(logits_WV, requests) if requests else Choices(token_ids=[], logprobs={})
 
 
-def _classify_row(plan: ClassifyPlan, device: torch.device) -> PackedRow:
+def _classify_row(plan: ClassifyPlan) -> PackedRow:
     data: list[bytes] = []
     lengths: list[int] = []
     type_starts: list[int] = []
@@ -119,12 +171,22 @@ def _classify_row(plan: ClassifyPlan, device: torch.device) -> PackedRow:
     type_ids_T = None
     if max(type_starts) >= 0:
         boundaries = [start if start >= 0 else length for start, length in zip(type_starts, lengths, strict=True)]
-        type_ids_T = _on_device((positions_T >= np.repeat(boundaries, lengths)).astype(np.int64), device)
+        type_ids_T = torch.from_numpy((positions_T >= np.repeat(boundaries, lengths)).astype(np.int64))
     return PackedRow(
-        ids_T=_on_device(ids_T, device),
-        positions_T=_on_device(positions_T, device),
+        ids_T=torch.from_numpy(ids_T),
+        positions_T=torch.from_numpy(positions_T),
         starts=tuple(starts.tolist()),
         type_ids_T=type_ids_T,
+    )
+
+
+def _map_tensors(row: PackedRow, change: Callable[[Tensor], Tensor]) -> PackedRow:
+    """A row without a cache with each of its tensors changed."""
+    return replace(
+        row,
+        ids_T=change(row.ids_T),
+        positions_T=change(row.positions_T),
+        type_ids_T=None if row.type_ids_T is None else change(row.type_ids_T),
     )
 
 

@@ -22,6 +22,7 @@ class CpuDevice:
 
     name = "cpu"
     commits_lazily = True
+    is_asynchronous = False
     classify_token_budget = 1024  # the activations of more fall out of the caches
 
     def __init__(self, config: EngineConfig) -> None:

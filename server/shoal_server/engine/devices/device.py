@@ -20,6 +20,7 @@ class Device(Protocol):
     torch_device: torch.device
     dtype: torch.dtype  # of served weights
     commits_lazily: bool  # memory that was never written to still counts as free
+    is_asynchronous: bool  # computes by itself what has been launched
     classify_token_budget: int  # tokens of a packed forward beyond which more are no faster
 
     def setup(self) -> None:

@@ -112,7 +112,7 @@ class Simulation:
         oldest_s = min(self._arrivals.pop(piece.request.key.request_id) for piece in plan.pieces)
         self.waits_s.append(began_s - max(oldest_s, free_s))
         logits_RL = np.zeros((plan.num_rows, 1), dtype=np.float32)
-        for request in self._batcher.commit(plan, logits_RL, began_s=began_s, ended_s=self.now_s):
+        for request in self._batcher.commit(plan, logits_RL, seconds=self.now_s - began_s, ended_s=self.now_s):
             self.latencies_s.append(self.now_s - request.received_s)
             self._answered.pop(request.key.request_id)(self.now_s)
         return True

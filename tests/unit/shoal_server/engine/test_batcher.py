@@ -25,7 +25,7 @@ def run(
 ) -> list[ClassifyRequest]:
     """Commit a plan whose forward, begun at time 0, took so long."""
     assert plan is not None
-    return queue.commit(plan, logits_RL, began_s=0.0, ended_s=seconds)
+    return queue.commit(plan, logits_RL, seconds=seconds, ended_s=seconds)
 
 
 def ids_of(plan: ClassifyPlan | None) -> list[tuple[int, int, int]]:

@@ -156,7 +156,9 @@ class World:
         for call, piece in zip(pieces, plan.pieces, strict=True):
             call.ran += range(piece.first, piece.end)
         done = [call.request for call in pieces if not call.end and len(call.ran) == len(call.request.lengths)]
-        answered = self.batcher.commit(plan, np.array(rows, dtype=np.float32), began_s=began_s, ended_s=self.now_s)
+        answered = self.batcher.commit(
+            plan, np.array(rows, dtype=np.float32), seconds=self.now_s - began_s, ended_s=self.now_s
+        )
         assert answered == done
         for request in answered:
             wanted = [row for index in range(len(request.lengths)) for row in rows_of(request, index)]

@@ -79,13 +79,16 @@ def plan_of(batcher: Batcher, call: ClassifyRequest) -> ClassifyPlan:
 def test_a_call_gets_a_row_for_each_token_or_for_each_sequence_as_the_head_says(head, rows):
     batcher = a_batcher()
     plan = plan_of(batcher, request(head, [7, 8], [9]))
-    logits_RL = runner_with(head).classify(plan)
+    runner = runner_with(head)
+    logits_RL = runner.launch(runner.prepare(plan)).collect()
     assert logits_RL.tolist() == [[float(row)] for row in rows]
-    (done,) = batcher.commit(plan, logits_RL, began_s=0.0, ended_s=1.0)
+    (done,) = batcher.commit(plan, logits_RL, seconds=1.0, ended_s=1.0)
     assert b"".join(done.logits) == logits_RL.tobytes()
 
 
 def test_a_forward_with_another_number_of_rows_than_planned_answers_nobody():
     plan = plan_of(a_batcher(), request("token", [7, 8], [9]))
+    runner = runner_with("single_label")
+    launched = runner.launch(runner.prepare(plan))
     with pytest.raises(WrongRows, match="names@1 gave 2 rows of logits; expected 3"):
-        runner_with("single_label").classify(plan)
+        launched.collect()
