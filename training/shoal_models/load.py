@@ -67,11 +67,18 @@ class Proven:
 
 
 def load_version(
-    path: Path, manifest: Manifest, *, dtype: torch.dtype, device: torch.device, proven: Proven | None = None
+    path: Path,
+    manifest: Manifest,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    proven: Proven | None = None,
+    share: bool = False,
 ) -> LoadedClassifier | LoadedGenerator:
     """Load the version folder `path`, whose files have been verified, and check its golden outputs.
 
-    `proven` is what earlier loads on this device found out, and learns from this one.
+    `proven` is what earlier loads on this device found out, and learns from this one. With `share`, weights that are
+    served on a CPU as they lie in the files are mapped: processes that do so hold them once.
 
     Raises:
         LoadError: the architecture, head or dtype is not one that can be served here.
@@ -87,23 +94,26 @@ def load_version(
         )
     if proven is not None and proven.of(manifest):
         try:
-            return _load(path, manifest, compute, device, proven)
+            return _load(path, manifest, compute, device, proven, share=share)
         except GoldenMismatch:  # maybe these weights, unlike the earlier ones, need the slower path: ask the probe
-            return _load(path, manifest, compute, device, Proven())
-    return _load(path, manifest, compute, device, proven or Proven())
+            return _load(path, manifest, compute, device, Proven(), share=share)
+    return _load(path, manifest, compute, device, proven or Proven(), share=share)
 
 
 def _load(
-    path: Path, manifest: Manifest, compute: Compute, device: torch.device, proven: Proven
+    path: Path, manifest: Manifest, compute: Compute, device: torch.device, proven: Proven, *, share: bool
 ) -> LoadedClassifier | LoadedGenerator:
-    model = open_model(path, manifest.architecture).to(device)
+    can_share = share and compute.exact and device.type == "cpu"
+    model = open_model(path, manifest.architecture, share=can_share).to(device)
     _check_limits(model.config, manifest)
     make = _classifier if manifest.kind == "classifier" else _generator
     return _checked(make(model, manifest, proven), path, manifest, compute)
 
 
-def open_model(path: Path, architecture: str) -> Any:
+def open_model(path: Path, architecture: str, *, share: bool = False) -> Any:
     """The transformers model of that class in the folder `path`, in float32 and eval mode, on the CPU.
+
+    `share` as in `read_weights`.
 
     Raises:
         LoadError: transformers has no such class, or the files do not fill it.
@@ -119,7 +129,7 @@ def open_model(path: Path, architecture: str) -> Any:
         model, info = cls.from_pretrained(
             None,
             config=cls.config_class.from_pretrained(path, local_files_only=True),
-            state_dict=read_weights(path),
+            state_dict=read_weights(path, share=share),
             dtype=torch.float32,
             attn_implementation="sdpa" if cls._supports_sdpa else "eager",
             output_loading_info=True,

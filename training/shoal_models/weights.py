@@ -15,8 +15,12 @@ from torch import Tensor
 _PIECE = 2**20  # weights that are copied or rounded at once
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of the safetensors files in `folder`, by name, in memory of their own; numbers become float32.
+def read_weights(folder: Path, *, share: bool = False) -> dict[str, Tensor]:
+    """All tensors of the safetensors files in `folder`, by name; numbers become float32, in memory of their own.
+
+    With `share` those that are float32 already stay in the file's pages, which all processes that map it hold once
+    (written to, a page becomes the writer's own). The files must then never be changed in place: a process that reads
+    beyond the new end of one is killed.
 
     Raises:
         OSError, SafetensorError: a file cannot be read.
@@ -26,7 +30,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         with safe_open(file, framework="pt", device="cpu") as opened:
             for name in opened.keys():  # noqa: SIM118 (no mapping)
                 mapped = opened.get_tensor(name)
-                weights[name] = _copy(mapped, torch.float32 if mapped.is_floating_point() else mapped.dtype)
+                dtype = torch.float32 if mapped.is_floating_point() else mapped.dtype
+                weights[name] = mapped if share and mapped.dtype == dtype else _copy(mapped, dtype)
     return weights
 
 

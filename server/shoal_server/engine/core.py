@@ -58,6 +58,7 @@ class Engine:
             startup.config.generate,
             self._inbox,
             max_loaded_bytes=startup.config.engine.max_loaded_bytes,
+            shares_weights=startup.config.engine.num_engines > 1,
             promised_bytes=lambda: self._calls.untouched_cache_bytes(),
             is_busy=lambda: self._is_busy,
         )

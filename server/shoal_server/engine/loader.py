@@ -62,6 +62,7 @@ class Loader:
         inbox: Inbox,
         *,
         max_loaded_bytes: int | None,
+        shares_weights: bool,
         promised_bytes: Callable[[], int],
         is_busy: Callable[[], bool],
     ) -> None:
@@ -74,6 +75,7 @@ class Loader:
         self._pacer = Pacer(is_busy)
         self._proven = Proven()
         self._max_loaded_bytes = max_loaded_bytes
+        self._shares_weights = shares_weights
         self._held_bytes: dict[VersionKey, int] = {}  # of versions that this thread has made and not freed
         self._handed_over_bytes: dict[VersionKey, int] = {}  # caches that the compute loop has not counted yet
         self._config = config
@@ -134,7 +136,12 @@ class Loader:
         need = self._check_memory(manifest)
         verify_files(path, manifest)
         model = load_version(
-            path, manifest, dtype=self._device.dtype, device=self._device.torch_device, proven=self._proven
+            path,
+            manifest,
+            dtype=self._device.dtype,
+            device=self._device.torch_device,
+            proven=self._proven,
+            share=self._shares_weights,
         )
         if isinstance(model, LoadedClassifier):
             _check_finite(model.logits(model.trial_row(min(_WARM_UP_TOKENS, manifest.max_tokens))))

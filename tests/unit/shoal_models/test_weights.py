@@ -59,3 +59,32 @@ def test_rounding_takes_no_memory_where_the_dtype_stays() -> None:
 def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=r"has no config\.json"):
         open_model(tmp_path, "BertForSequenceClassification")
+
+
+def test_shared_weights_lie_in_the_files_pages_and_others_in_memory_of_their_own(tmp_path: Path) -> None:
+    plain, halved = torch.randn(50, 90), torch.randn(50, 90).to(torch.bfloat16)
+    file = tmp_path / "model.safetensors"
+    save_file({"plain": plain, "halved": halved}, file)
+    found = read_weights(tmp_path, share=True)
+    assert torch.equal(found["plain"], plain)
+    assert torch.equal(found["halved"], halved.float())
+    assert _is_mapped(found["plain"], file)
+    assert not _is_mapped(found["halved"], file)
+    assert not _is_mapped(read_weights(tmp_path)["plain"], file)
+
+
+def test_writing_to_shared_weights_leaves_the_file_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"weight": torch.zeros(9)}, file)
+    before = file.read_bytes()
+    read_weights(tmp_path, share=True)["weight"].fill_(1.0)
+    assert file.read_bytes() == before
+
+
+def _is_mapped(tensor: torch.Tensor, file: Path) -> bool:
+    """Whether the tensor's memory is a mapping of the file, as the kernel tells."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, end = (int(part, 16) for part in line.split()[0].split("-"))
+        if start <= tensor.data_ptr() < end:
+            return line.endswith(str(file))
+    return False
