@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import token_models
+from harness import token_models
 from shoal_server.front.fit import Overflow
 from shoal_server.front.spans import Aggregation, Spans, find_spans
 from shoal_server.front.token_map import map_text
@@ -39,7 +39,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
     wrapped = token_models.tokenizer(request.param)
     folder = token_models.write_version(tmp_path_factory.mktemp(request.param), wrapped)
-    network = token_models.model(len(wrapped))
+    network = token_models.model(request.param, len(wrapped))
     return Case(
         pipeline=TokenClassificationPipeline(model=network, tokenizer=wrapped, device="cpu"),
         network=network,

@@ -86,29 +86,41 @@ def tokenizer(kind: str) -> Any:
     )
 
 
-def model(vocabulary_size: int, *, seed: int = 0, scale: float = 0.4) -> Any:
-    """A BERT whose logits differ from token to token; neighbours often agree, so that spans grow long."""
+def model(kind: str, vocabulary_size: int, *, seed: int = 0) -> Any:
+    """A model whose logits differ from token to token: BERT for WordPiece, RoBERTa for bytes, DeBERTa for Metaspace."""
     import torch
-    from transformers import BertConfig, BertForTokenClassification
+    import transformers as t
 
     torch.manual_seed(seed)
-    made = BertForTokenClassification(
-        BertConfig(
-            vocab_size=vocabulary_size,
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-            max_position_embeddings=MAX_TOKENS,
-            id2label=dict(enumerate(LABELS)),
-            label2id={name: i for i, name in enumerate(LABELS)},
-        )
-    )
+    shared: dict[str, Any] = {
+        "vocab_size": vocabulary_size,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "pad_token_id": 0,
+        "id2label": dict(enumerate(LABELS)),
+        "label2id": {name: i for i, name in enumerate(LABELS)},
+    }
+    if kind == "wordpiece":
+        made: Any = t.BertForTokenClassification(t.BertConfig(**shared, max_position_embeddings=MAX_TOKENS))
+    elif kind == "byte":  # positions begin after the padding id
+        made = t.RobertaForTokenClassification(t.RobertaConfig(**shared, max_position_embeddings=MAX_TOKENS + 1))
+    else:
+        made = t.DebertaV2ForTokenClassification(t.DebertaV2Config(**shared, max_position_embeddings=MAX_TOKENS))
     with torch.no_grad():
         for weight in made.parameters():
             if weight.dim() > 1:
-                weight.normal_(0.0, scale)
+                weight.normal_(0.0, 0.4)
     return made.eval()
+
+
+def save(kind: str, folder: Path) -> Path:
+    """Write such a model with its tokenizer as a transformers folder and return it."""
+    wrapped = tokenizer(kind)
+    model(kind, len(wrapped)).save_pretrained(folder)
+    wrapped.save_pretrained(folder)
+    return folder
 
 
 def logits(network: Any, ids: list[int]) -> NDArray[np.float32]:
