@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from tokenizers import Encoding
@@ -37,7 +38,8 @@ class _Tokens:
 
 def map_text(text: str, encoding: Encoding, version: VersionText, overflow: Overflow, field: str) -> Fitted:
     """Fit a text; `encoding` has offsets. Raises InvalidRequest as `fit_text` does."""
-    offsets_T2 = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+    flat = chain.from_iterable(encoding.offsets)  # twice as fast as an array of tuples
+    offsets_T2 = np.fromiter(flat, dtype=np.int64).reshape(-1, 2)
     tokens = _Tokens(
         ids=encoding.ids,
         starts_T=offsets_T2[:, 0],

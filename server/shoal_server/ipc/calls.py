@@ -36,7 +36,7 @@ class VersionStatus(msgspec.Struct, frozen=True, kw_only=True):
     architecture: str = ""
     max_tokens: int = 0
     class_labels: list[str] = []
-    head: str = ""  # "", "single_label", "multi_label" or "regression"
+    head: str = ""  # "", "single_label", "multi_label", "regression" or "token"
     chat: bool = False
     job_id: str = ""
     metrics: dict[str, float] = {}
