@@ -48,7 +48,7 @@ HOP_COLUMNS = ((1, True), (1, False), (32, True), (32, False))
 def main(arguments: list[str] | None = None) -> int:
     """Run and report; the exit code is 1 when a call failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks front-budget", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=4.0, help="measured of each round (default %(default)s)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="measured of each round (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="the median is told (default %(default)s)")
     options = parser.parse_args(arguments)
     console = Console()
@@ -122,7 +122,15 @@ def _floor(options: argparse.Namespace, console: Console) -> list[FrontCost]:
 
 def _load(address: str, shape: Shape, pids: list[int], seconds: float) -> Measured:
     command = [sys.executable, "-m", "benchmarks.front_load", address, folders.TINY]
-    command += [json.dumps(dataclasses.asdict(shape)), "--seconds", str(seconds), "--pids", *map(str, pids)]
+    command += [
+        json.dumps(dataclasses.asdict(shape)),
+        "--warmup",
+        "0.5",
+        "--seconds",
+        str(seconds),
+        "--pids",
+        *map(str, pids),
+    ]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     return msgspec.json.decode(done.stdout, type=Measured)
 

@@ -226,7 +226,7 @@ class _Context:
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return (("user-agent", "benchmark"),)
 
-    async def send_initial_metadata(self, metadata: object) -> None:
+    def set_trailing_metadata(self, metadata: object) -> None:
         """Costs nothing here."""
 
 

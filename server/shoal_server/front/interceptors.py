@@ -200,7 +200,7 @@ class Interceptors:
         code = grpc.StatusCode.OK
         error: ServerError | None = None
         try:
-            await context.send_initial_metadata(((REQUEST_ID_KEY, rpc.request_id),))
+            await _tell_request_id(method, rpc, context)
             if not service.open_to_all:
                 self._tokens.check(metadata.get("authorization"))
             return await answer(rpc)
@@ -217,7 +217,7 @@ class Interceptors:
         finally:
             self._ended(service, rpc, CODES[type(error)] if error is not None else code)
         assert error is not None, "everything else has returned or raised"
-        return await _abort(context, error)
+        return await _abort(method, rpc, context, error)
 
     def _to_tell(self, rpc: Rpc, caught: Exception) -> ServerError:
         error = as_server_error(caught, rpc.request_id)
@@ -246,9 +246,21 @@ class Interceptors:
         )
 
 
-async def _abort(context: Context, error: ServerError) -> NoReturn:
+async def _tell_request_id(method: Method, rpc: Rpc, context: Context) -> None:
+    """At once where answers stream; else with the answer, since metadata before it would cost a write of its own."""
+    metadata = ((REQUEST_ID_KEY, rpc.request_id),)
+    if method.server_streams:
+        await context.send_initial_metadata(metadata)
+    else:
+        context.set_trailing_metadata(metadata)
+
+
+async def _abort(method: Method, rpc: Rpc, context: Context, error: ServerError) -> NoReturn:
     status = to_status(error)
-    await context.abort(CODES[type(error)], status.message, trailing_metadata(error, status))
+    metadata = trailing_metadata(error, status)
+    if not method.server_streams:
+        metadata += ((REQUEST_ID_KEY, rpc.request_id),)
+    await context.abort(CODES[type(error)], status.message, metadata)
 
 
 def _is_cancelled() -> bool:

@@ -231,10 +231,21 @@ async def test_the_request_id_comes_back_and_a_bad_one_is_replaced() -> None:
         stub = world.classify
         for given, same in (("my-id-17", True), ("x" * 200, False)):
             call = stub.Classify(text_request("fox"), metadata=(("x-request-id", given),))
-            got = dict(await call.initial_metadata())["x-request-id"]
             await call
+            got = dict(await call.trailing_metadata())["x-request-id"]
             assert (got == given) is same
             assert got
+
+
+async def test_the_request_id_comes_with_an_error_too_and_before_the_answers_of_a_stream() -> None:
+    given = (("x-request-id", "my-id-17"),)
+    async with classify_world() as world:
+        stub = world.classify
+        error = await refused(stub.Classify(text_request(""), metadata=given))
+        assert dict(error.trailing_metadata())["x-request-id"] == "my-id-17"
+        stream = stub.StreamClassify(metadata=given)
+        assert dict(await stream.initial_metadata())["x-request-id"] == "my-id-17"
+        stream.cancel()
 
 
 async def test_a_queue_time_is_told() -> None:
