@@ -16,7 +16,6 @@ import numpy as np
 SHARES = tuple(2 ** (-k / 2) for k in range(12, -1, -1))  # 1/64 to all of the fixed part
 _SHARES = np.array(SHARES)
 _KEPT = 16  # moments
-_SLACK_CALLS = 2  # that many calls more by now are no difference between two moments
 
 
 class Moment:
@@ -74,14 +73,13 @@ class History:
     def best_step(self, moment: Moment, num_passed: int, stakes: Stakes) -> int | None:
         """The step until which to wait spares all calls together most time; None where to run at once does.
 
-        Those moments count that went so far as this one does: they had not many more calls by now, and not fewer in the
-        end. A wait must be worth more than it would be by chance: its mean gain exceeds its standard error.
+        The moments after which at least as many calls came as have come by now tell what is still to come. A wait must
+        be worth more than it would be by chance: its mean gain exceeds its standard error.
         """
         if not self._num_with_company or num_passed == len(SHARES):
             return None
         so_far = self._within[:, num_passed - 1] if num_passed else np.zeros(_KEPT)
         alike = self._within[:, -1] >= moment.num_arrived
-        alike &= so_far <= 2 * moment.num_arrived + _SLACK_CALLS
         if not alike.any():
             return None
         known_M1 = np.maximum(so_far[alike], moment.num_arrived)[:, None]

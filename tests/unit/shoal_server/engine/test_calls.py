@@ -35,7 +35,8 @@ class FakeDevice:
     now_s: float = 0.0
     free_s: float = 0.0  # when it has done all that was launched
     fixed_s: dict[VersionKey, float] = field(default_factory=dict)
-    fails_in: str = ""
+    fails_in: str = ""  # the next time only
+    broken: VersionKey | None = None
     log: list[str] = field(default_factory=list)
     launched_s: list[float] = field(default_factory=list)
     spent_s: dict[VersionKey, float] = field(default_factory=dict)
@@ -94,6 +95,8 @@ class FakeLaunched:
         self.device.log.append(f"collect {self.name}")
         self.device.now_s = max(self.device.now_s, self.done_s)
         self.device.fail_in("collect")
+        if self.plan.version == self.device.broken:
+            raise RuntimeError("the model is broken")
         return np.zeros((self.plan.num_rows, 2), dtype=np.float32)
 
 
@@ -215,6 +218,17 @@ def test_the_next_forward_is_launched_while_one_runs_with_all_that_has_come_unti
     assert world.device.log[3:] == ["collect 2:2"]
 
 
+def test_a_forward_that_ends_sooner_than_expected_is_answered_at_once():
+    """10 ms are expected, 2 are needed; the loop looks every 0.2 ms."""
+    world = World(FakeDevice(is_asynchronous=True))
+    world.teach()
+    world.device.fixed_s[NEWS] = 0.002
+    began_s = world.device.now_s
+    world.classify()
+    world.finish()
+    assert world.device.now_s - began_s <= PREPARE_S + 0.002 + 0.0002
+
+
 def test_a_device_that_computes_by_itself_has_no_pause_between_full_forwards():
     world = World(FakeDevice(is_asynchronous=True))
     world.teach()
@@ -236,6 +250,17 @@ def test_a_forward_that_fails_takes_its_own_calls_only(is_asynchronous, place):
     world.finish()
     kinds = [type(world.answers[request_id]) for request_id in range(6)]
     assert kinds == [CallFailed, CallFailed, ClassifyDone, ClassifyDone, ClassifyDone, ClassifyDone]
+
+
+def test_a_model_whose_forwards_fail_is_charged_for_their_time():
+    """Two models with forwards of 10 ms, one of which always fails: in 200 ms each gets half."""
+    world = World(FakeDevice(is_asynchronous=False, broken=NEWS))
+    for _ in range(50):
+        world.classify(NEWS, num_tokens=64)
+        world.classify(MOOD, num_tokens=64)
+    while world.device.now_s < 0.2:
+        world.calls.step()
+    assert world.device.spent_s[NEWS] == pytest.approx(world.device.spent_s[MOOD], abs=FIXED_S)
 
 
 def test_a_version_whose_calls_are_all_aborted_stays_until_its_forward_has_ended():

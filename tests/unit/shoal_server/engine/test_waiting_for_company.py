@@ -47,15 +47,15 @@ def poisson(rate: float) -> Traffic:
     return begin
 
 
-def bursts(num_calls: int, spread_s: float = 0.0005) -> Traffic:
-    """Every 10 to 30 ms so many calls within so short a time."""
+def bursts(num_calls: int, spread_s: float = 0.0005, pause_s: float = 0.02) -> Traffic:
+    """After every pause, half as long to half as long again, so many calls within so short a time."""
 
     def begin(simulation: Simulation, rng: random.Random) -> None:
         at_s = 0.0
         while at_s < 2.0:
             for _ in range(num_calls):
                 simulation.call(at_s + rng.uniform(0, spread_s), length(rng))
-            at_s += rng.uniform(0.01, 0.03)
+            at_s += pause_s * rng.uniform(0.5, 1.5)
 
     return begin
 
@@ -98,6 +98,16 @@ def test_a_burst_runs_as_one_forward_and_costs_less_than_without_waiting_or_with
     assert simulation.mean_s < 0.92 * mean_s[0.001]
     assert simulation.mean_s < 1.05 * min(mean_s.values())
     assert 0.0 < simulation.queue.max_wait_s <= 1.1 * FIXED_S
+
+
+def test_bursts_are_still_run_as_one_where_most_calls_come_alone():
+    """A wait ends soon where nobody comes, and goes on where some have: then this is a burst as others were."""
+
+    def both(simulation: Simulation, rng: random.Random) -> None:
+        bursts(20, pause_s=0.05)(simulation, rng)
+        closed_loop(1, 0.02)(simulation, rng)
+
+    assert simulate(both).mean_s < 0.9 * simulate(both, wait_s=0.0).mean_s
 
 
 @pytest.mark.parametrize("num_callers", [2, 8, 64])
