@@ -9,7 +9,9 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING
 
-from shoal_server.control.actions import Action, DeleteFiles, SendLoad, SendPrepare, SendUnload
+from shoal_server.control.actions import Action, DeleteFiles, SendLoad, SendPrepare, SendRouting, SendUnload
+from shoal_server.control.residency import wants_room
+from shoal_server.control.routing import build_table
 from shoal_server.control.versions import Phase, VersionKey
 
 if TYPE_CHECKING:
@@ -68,6 +70,22 @@ def give_prepares(rollout: Rollout) -> list[Action]:
     return actions
 
 
+def give_routing(rollout: Rollout) -> list[Action]:
+    """Give the table to every front that lacks it, under a new revision when it differs from the last."""
+    table = build_table(rollout, serving=_is_serving(rollout), wants_room=wants_room(rollout))
+    if table != rollout.table:
+        rollout.table = table
+        for entry in rollout.entries.values():
+            if entry.phase is Phase.DRAINING and entry.drain_revision == 0:
+                entry.drain_revision = table.revision
+    actions: list[Action] = []
+    for front_id, front in sorted(rollout.fronts.items()):
+        if front.sent_revision != rollout.table.revision:
+            front.sent_revision = rollout.table.revision
+            actions.append(SendRouting(front_id=front_id, routing=rollout.table.to_message()))
+    return actions
+
+
 def give_deletions(rollout: Rollout) -> list[Action]:
     """Delete what lies beyond `keep_versions`, except what serves, is labelled or asked for, or trains a job."""
     actions: list[Action] = []
@@ -90,3 +108,11 @@ def _may_prune(rollout: Rollout, model: str) -> bool:
     """Only while something newer serves: an old version is what a server falls back to when new ones are refused."""
     entries = rollout.entries_of(model)
     return any(entry.phase is Phase.LIVE or entry.found.kind == "base" for entry in entries)
+
+
+def _is_serving(rollout: Rollout) -> bool:
+    """Whether every live version can run; true from the start where nothing is to be loaded by design."""
+    if rollout.settings.num_engines == 0:
+        return True
+    live = [entry for entry in rollout.entries.values() if entry.phase is Phase.LIVE]
+    return bool(rollout.engines) and rollout.is_settled and all(entry.loads for entry in live)

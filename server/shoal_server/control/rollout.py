@@ -1,7 +1,8 @@
 """Which version is loading, live, draining or refused: facts go in, actions come out.
 
-The only writer of version states. Every event method records a fact; `plan` then moves versions as far as the facts
-allow and returns what must be told to engines, fronts and disk. Knows no sockets, no files and no clock.
+The only writer of version states, with `phases.py` and `residency.py`, which it calls. Every event method records a
+fact; `plan` then moves versions as far as the facts allow and returns what must be told to engines, fronts and disk.
+Knows no sockets, no files and no clock.
 
     found -> LOADING (every engine loads, then every front prepares) -> LIVE -> DRAINING -> UNLOADING -> ABSENT
                      any refusal -> REJECTED
@@ -14,22 +15,24 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from shoal_server.config import ModelPolicy, RepositoryConfig
-from shoal_server.control import residency
+from shoal_server.control import phases, residency
 from shoal_server.control.actions import (
     Action,
     NoteFreed,
     NoteLive,
     NoteRejected,
-    SendRouting,
 )
-from shoal_server.control.orders import give_deletions, give_loads, give_prepares, give_unloads
+from shoal_server.control.orders import give_deletions, give_loads, give_prepares, give_routing, give_unloads
 from shoal_server.control.policy import ModelRecord, wanted_versions
-from shoal_server.control.routing import RoutingTable, build_table
+from shoal_server.control.routing import RoutingTable
 from shoal_server.control.versions import EngineFacts, FoundVersion, FrontFacts, Phase, VersionEntry, VersionKey
 from shoal_server.ipc.messages import RoutingApplied, VersionLoaded, VersionPrepared, VersionRefused, VersionUnloaded
 
 MAX_DEATHS_NEW = 2  # engines lost while loading a version that was not live: then it is refused
 MAX_DEATHS_LIVE = 5  # the same for a version that has served; it had worked, so it is given more tries
+
+
+_GIVE = (give_prepares, give_unloads, give_loads, give_routing, give_deletions)  # in this order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +97,7 @@ class Rollout:
         entry.refused_by.clear()
         entry.num_deaths = 0
         if entry.phase is Phase.REJECTED:
-            entry.phase, entry.reason = (Phase.UNLOADING if self._is_held(key) else Phase.ABSENT), ""
+            entry.phase, entry.reason = (Phase.UNLOADING if phases.is_held(self, key) else Phase.ABSENT), ""
             entry.asked.clear()
             entry.prepared.clear()
 
@@ -201,8 +204,14 @@ class Rollout:
         while True:
             decisions = residency.decide(self)
             residency.apply(self, decisions)
-            moved = self._advance() or bool(decisions)
-            step = [*give_prepares(self), *give_unloads(self), *give_loads(self), *self._route(), *give_deletions(self)]
+            moved = phases.advance(self) or bool(decisions)
+            step = [
+                *give_prepares(self),
+                *give_unloads(self),
+                *give_loads(self),
+                *give_routing(self),
+                *give_deletions(self),
+            ]
             actions += self._notes + step
             self._notes = []
             if not moved and not step:
@@ -245,87 +254,13 @@ class Rollout:
             return False
         return entry.found.manifest is None or entry.found.kind in self.settings.kinds
 
-    def _advance(self) -> bool:
-        """Move every version one phase as far as facts allow; whether any moved."""
-        moved = False
-        required = {model: self.required(model) for model in self._numbers}
-        for key in sorted(self.entries):
-            before = self.entries[key].phase
-            self._advance_one(key, required[key.model])
-            if key not in self.entries or self.entries[key].phase is not before:
-                moved = True
-                required[key.model] = self.required(key.model)
-        if not self.is_settled and self.is_scanned and not self._pending(required):
-            self.is_settled = moved = True
-        return moved
-
-    def _advance_one(self, key: VersionKey, required: set[int]) -> None:
-        entry = self.entries[key]
-        match entry.phase:
-            case Phase.ABSENT if entry.found.manifest is None and not entry.gone:
-                self.reject(key, entry.found.error)
-            case Phase.ABSENT if key.version in required:
-                entry.phase = Phase.LOADING
-            case Phase.ABSENT if entry.gone:
-                self._forget(key)
-            case Phase.ABSENT if (entry.resting or entry.returning) and key.version not in self.wanted(key.model):
-                entry.resting = entry.returning = False
-                self._notes.append(NoteFreed(key=key))
-            case Phase.LOADING:
-                self._advance_loading(key, entry, required)
-            case Phase.LIVE if self._should_drain(key, entry, required):
-                entry.phase, entry.drain_revision = Phase.DRAINING, 0
-            case Phase.DRAINING if key.version in required and not entry.returning:
-                entry.phase = Phase.LIVE
-            case Phase.DRAINING if self._is_drained(key, entry):
-                entry.phase = Phase.UNLOADING
-            case Phase.UNLOADING if not self._is_held(key):
-                self._free(key, entry)
-            case Phase.REJECTED if entry.gone and not self._is_held(key):
-                self._free(key, entry)
-            case _:
-                pass
-
-    def _advance_loading(self, key: VersionKey, entry: VersionEntry, required: set[int]) -> None:
-        """A load that has begun ends even when a newer version appears, so that frequent ones starve nobody."""
-        if key.version not in required and (not self._is_held(key) or self._is_forced_out(key, entry)):
-            entry.phase, entry.lacking_bytes, entry.short_order = Phase.UNLOADING, 0, 0
-        elif self.is_loaded_everywhere(entry) and self.fronts and entry.prepared >= self.fronts.keys():
-            entry.phase, entry.num_deaths = Phase.LIVE, 0
-            entry.returning, entry.last_used_s = False, self.now_s
-            entry.end_shortage()
-            self._notes.append(NoteLive(key=key))
-
-    def _should_drain(self, key: VersionKey, entry: VersionEntry, required: set[int]) -> bool:
-        """A live version not required stays while it is the newest live one and a required one is still to come."""
-        if self._is_forced_out(key, entry):
-            return True
-        if key.version in required:
-            return False
-        live = [e.found.key.version for e in self.entries_of(key.model) if e.phase is Phase.LIVE]
-        coming = required - set(live)
-        return key.version != max(live) or not coming
-
-    def _is_forced_out(self, key: VersionKey, entry: VersionEntry) -> bool:
-        return entry.gone or entry.resting or self.record_of(key.model).is_unloaded(key.version)
-
     def is_loaded_everywhere(self, entry: VersionEntry) -> bool:
         """Whether every engine that is up holds the version, and at least one does."""
         return bool(self.engines) and entry.loads.keys() >= self.engines.keys()
 
-    def _is_drained(self, key: VersionKey, entry: VersionEntry) -> bool:
-        if entry.drain_revision == 0:
-            return False
-        fronts = self.fronts.values()
-        return all(f.applied_revision >= entry.drain_revision and key not in f.in_flight for f in fronts)
-
-    def _is_held(self, key: VersionKey) -> bool:
-        """Whether an engine holds the version or is loading it."""
-        return bool(self.entries[key].loads) or any(engine.loading == key for engine in self.engines.values())
-
-    def _pending(self, required: Mapping[str, set[int]]) -> bool:
-        keys = (VersionKey(model, version) for model, versions in required.items() for version in versions)
-        return any(self.entries[key].phase is not Phase.LIVE for key in keys)
+    def note(self, action: NoteLive | NoteFreed) -> None:
+        """Tell with the next actions what became of a version."""
+        self._notes.append(action)
 
     def reject(self, key: VersionKey, reason: str) -> None:
         """Refuse a version, as a whole and for good, unless someone asks for another try."""
@@ -335,16 +270,8 @@ class Rollout:
         entry.phase, entry.reason, entry.label_pending = Phase.REJECTED, reason, False
         self._notes.append(NoteRejected(key=key, reason=reason))
 
-    def _free(self, key: VersionKey, entry: VersionEntry) -> None:
-        self._notes.append(NoteFreed(key=key, resting=entry.resting or entry.returning))
-        entry.phase = Phase.ABSENT
-        entry.asked.clear()
-        entry.prepared.clear()
-        entry.refused_by.clear()
-        if entry.gone:
-            self._forget(key)
-
-    def _forget(self, key: VersionKey) -> None:
+    def forget(self, key: VersionKey) -> None:
+        """A version is gone from the repository, and nothing of it is loaded."""
         if self.entries[key].resting:
             self._notes.append(NoteFreed(key=key))
         del self.entries[key]
@@ -367,28 +294,6 @@ class Rollout:
             return False
         facts.loading = None
         return True
-
-    def _route(self) -> list[Action]:
-        """Give the table to every front that lacks it, under a new revision when it differs from the last."""
-        table = build_table(self, serving=self._is_serving(), wants_room=residency.wants_room(self))
-        if table != self.table:
-            self.table = table
-            for entry in self.entries.values():
-                if entry.phase is Phase.DRAINING and entry.drain_revision == 0:
-                    entry.drain_revision = table.revision
-        actions: list[Action] = []
-        for front_id, front in sorted(self.fronts.items()):
-            if front.sent_revision != self.table.revision:
-                front.sent_revision = self.table.revision
-                actions.append(SendRouting(front_id=front_id, routing=self.table.to_message()))
-        return actions
-
-    def _is_serving(self) -> bool:
-        """Whether every live version can run; true from the start where nothing is to be loaded by design."""
-        if self.settings.num_engines == 0:
-            return True
-        live = [entry for entry in self.entries.values() if entry.phase is Phase.LIVE]
-        return bool(self.engines) and self.is_settled and all(entry.loads for entry in live)
 
 
 def _key_of(name: str) -> VersionKey:

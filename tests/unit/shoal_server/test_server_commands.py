@@ -61,3 +61,15 @@ def test_open_address_needs_insecure() -> None:
     with pytest.raises(ConfigError, match="--insecure"):
         configure("--host", "0.0.0.0")
     assert configure("--host", "0.0.0.0", "--insecure").listen.insecure  # type: ignore[attr-defined]
+
+
+def test_the_idle_time_of_a_model_is_checked_as_that_of_the_repository(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "shoal.yaml"
+    path.write_text(yaml.safe_dump({"repository": {"models": {"topics": {"idle_unload_s": 0}}}}))
+    assert commands.config(["check", str(path)]) == 2
+    assert "repository.models.topics.idle_unload_s is 0" in capsys.readouterr().err
+    path.write_text(yaml.safe_dump({"repository": {"idle_unload_s": 0}}))
+    assert commands.config(["check", str(path)]) == 2
+    assert "repository.idle_unload_s is 0.0; allowed are 1 to" in capsys.readouterr().err

@@ -417,7 +417,30 @@ async def test_a_version_that_does_not_fit_is_refused_and_the_engine_ends_when_c
             refused = await engine.load(published["bert"].path)
             assert isinstance(refused, VersionRefused)
             assert "bytes of memory to load; 0 are available" in refused.reason
+            assert refused.lacking_bytes > 0
             engine.disconnect()
             assert await asyncio.wait_for(engine.process.wait(), 5) == 0
+        finally:
+            await engine.stop()
+
+
+async def test_versions_within_the_bound_are_loaded_and_one_more_says_what_it_lacks_until_another_is_freed(published):
+    """Room for one and a half: what is reckoned for the second lies beyond the bound as long as the first is held."""
+    bert = read_manifest(published["bert"].path)
+    bound_bytes = int(bert.weight_bytes * 1.5)
+    config = ServerConfig(engine=EngineConfig(dtype="float32", num_threads=1, max_loaded_bytes=bound_bytes))
+    with tempfile.TemporaryDirectory(prefix="shoal") as folder:
+        engine = EngineProcess(Path(folder), config)
+        await engine.start()
+        try:
+            again = publish("bert", Path(folder), name="again").path
+            loaded = await engine.load(published["bert"].path)
+            refused = await engine.load(again)
+            assert isinstance(refused, VersionRefused)
+            assert f"engine.max_loaded_bytes is {bound_bytes:,}" in refused.reason
+            held_bytes, reckoned_bytes = loaded.memory.total_bytes, loaded.memory.reckoned_bytes
+            assert refused.lacking_bytes == held_bytes + reckoned_bytes - bound_bytes
+            await engine.unload(published["bert"].path)
+            assert isinstance(await engine.load(again), VersionLoaded)
         finally:
             await engine.stop()
