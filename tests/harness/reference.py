@@ -23,10 +23,12 @@ class ReferenceClassifier:
 
     def __init__(self, folder: Path) -> None:
         import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        import transformers
+        from transformers import AutoConfig, AutoTokenizer
 
         self._torch = torch
-        self._model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+        architecture = getattr(transformers, AutoConfig.from_pretrained(folder).architectures[0])
+        self._model = architecture.from_pretrained(folder, dtype=torch.float32).eval()
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def logits(self, *texts: str) -> list[float]:

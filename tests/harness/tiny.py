@@ -9,6 +9,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+from harness import tiny_encoders
+
 SENTENCE = (
     "the quick brown fox jumps over a lazy dog while seven wizards quietly brew strong coffee in an old town and "
     "nobody asks why rain keeps falling on green hills markets rise fall trade ministers speak players score late goals"
@@ -92,25 +94,10 @@ def byte_tokenizer(*, roberta: bool = False) -> Any:
     return fast
 
 
-def _encoder(kind: str, num_labels: int, problem: str) -> tuple[Any, Any]:
-    import transformers as t
-
-    tokenizer = byte_tokenizer(roberta=True) if kind == "roberta" else wordpiece_tokenizer(type_ids=kind == "bert")
-    shared: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
-        "num_labels": num_labels,
-        "pad_token_id": tokenizer.pad_token_id,
-        "problem_type": problem,
-    }
-    wide = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-    if kind == "bert":
-        return t.BertForSequenceClassification(t.BertConfig(**shared, **wide, max_position_embeddings=64)), tokenizer
-    if kind == "roberta":
-        return t.RobertaForSequenceClassification(
-            t.RobertaConfig(**shared, **wide, max_position_embeddings=66, type_vocab_size=1)
-        ), tokenizer
-    config = t.DistilBertConfig(**shared, dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=64)
-    return t.DistilBertForSequenceClassification(config), tokenizer
+def _encoder(kind: str, head: str, num_labels: int, problem: str) -> tuple[Any, Any]:
+    has_types = kind in tiny_encoders.WITH_TOKEN_TYPES
+    tokenizer = byte_tokenizer(roberta=True) if kind == "roberta" else wordpiece_tokenizer(type_ids=has_types)
+    return tiny_encoders.encoder(kind, tokenizer, head=head, num_labels=num_labels, problem=problem), tokenizer
 
 
 def _decoder(kind: str) -> tuple[Any, Any]:
@@ -133,18 +120,28 @@ def _decoder(kind: str) -> tuple[Any, Any]:
 
 
 def make(
-    kind: str, folder: Path, *, seed: int = 0, num_labels: int = 3, problem: str = "single_label_classification"
+    kind: str,
+    folder: Path,
+    *,
+    seed: int = 0,
+    num_labels: int = 3,
+    problem: str = "single_label_classification",
+    head: str = "sequence",
 ) -> Path:
-    """Write a tiny model of `kind` as a transformers folder and return it."""
+    """Write a tiny model of `kind`, one of `DECODERS` or `tiny_encoders.ARCHITECTURES`, as a transformers folder.
+
+    The `head` of an encoder is one of `tiny_encoders.HEADS`.
+    """
     import torch
 
     torch.manual_seed(seed)
-    model, tokenizer = _encoder(kind, num_labels, problem) if kind in ENCODERS else _decoder(kind)
+    is_encoder = kind in tiny_encoders.ARCHITECTURES
+    model, tokenizer = _encoder(kind, head, num_labels, problem) if is_encoder else _decoder(kind)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() > 1 and "position" not in name:
                 weight.normal_(0.0, 0.25)
-    if kind in ENCODERS:
+    if is_encoder and head != "next-sentence":
         model.config.id2label = {i: f"label-{i}" for i in range(num_labels)}
         model.config.label2id = {f"label-{i}": i for i in range(num_labels)}
     model.eval().save_pretrained(folder)

@@ -13,7 +13,9 @@ from harness.server import ServerProcess
 from shoal import AsyncClient
 
 TOLERANCE = 1e-4
-KINDS = (*tiny.ENCODERS, "minilm")
+OTHERS = ("electra", "albert", "modernbert", "mpnet", "deberta-v2")
+KINDS = (*tiny.ENCODERS, "minilm", *OTHERS)
+PADDED = ("mpnet", "deberta-v2")
 TEXTS = [
     *tiny.texts(1, 40, longest=30),
     "x",
@@ -23,8 +25,16 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def folders(tiny_folders: dict[str, Path], minilm_folder: Path) -> dict[str, Path]:
-    return {**{kind: tiny_folders[kind] for kind in tiny.ENCODERS}, "minilm": minilm_folder}
+def folders(
+    tmp_path_factory: pytest.TempPathFactory, tiny_folders: dict[str, Path], minilm_folder: Path
+) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("others")
+    return {
+        **{kind: tiny_folders[kind] for kind in tiny.ENCODERS},
+        **{kind: tiny.make(kind, root / kind) for kind in OTHERS},
+        "minilm": minilm_folder,
+        "next-sentence": tiny.make("bert", root / "next-sentence", head="next-sentence"),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +95,7 @@ async def test_a_stream_equals_transformers(server: ServerProcess, expected: dic
 async def test_pairs_equal_transformers(server: ServerProcess, folders: dict[str, Path]) -> None:
     pairs = list(zip(TEXTS[:10], TEXTS[10:20], strict=True))
     async with AsyncClient(server.address) as client:
-        for kind in ("bert", "roberta", "minilm"):
+        for kind in ("bert", "roberta", "minilm", "electra", "albert", "modernbert", *PADDED, "next-sentence"):
             reference = ReferenceClassifier(folders[kind])
             reply = await client.classify(kind, pairs, scores="logits", overflow="truncate_end")
             for result, pair in zip(reply.results, pairs, strict=True):
@@ -93,8 +103,18 @@ async def test_pairs_equal_transformers(server: ServerProcess, folders: dict[str
                     assert in_label_order(result) == pytest.approx(reference.logits(*pair), abs=TOLERANCE)
 
 
-async def test_every_model_runs_packed(server: ServerProcess) -> None:
+async def test_a_next_sentence_model_is_a_classifier_of_two_labels(server: ServerProcess) -> None:
     async with AsyncClient(server.address) as client:
-        for kind in KINDS:
-            version = (await client.get_model(kind)).versions[0]
-            assert version.execution == "packed", (kind, version.execution)
+        reply = await client.classify("next-sentence", [("the quick brown fox", "jumps over a lazy dog")])
+        version = (await client.get_model("next-sentence")).versions[0]
+    assert version.class_labels == ("is_next", "not_next")
+    assert sorted(reply.results[0].labels) == ["is_next", "not_next"]
+    assert sum(reply.results[0].scores) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_every_model_says_which_way_it_runs_and_why(server: ServerProcess, kind: str) -> None:
+    async with AsyncClient(server.address) as client:
+        version = (await client.get_model(kind)).versions[0]
+    why = "padded: attention took the packed row 0 times in a forward of 2 layers"
+    assert version.execution == (why if kind in PADDED else "packed")

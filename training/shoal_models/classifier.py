@@ -13,7 +13,7 @@ from torch import Tensor
 from shoal_models.attention import PACKED
 from shoal_models.body import PackedBody, takes_types
 from shoal_models.compute import Compute, convert
-from shoal_models.describe import has_token_head
+from shoal_models.describe import end_id_of, has_token_head
 from shoal_models.execution import ONE_BY_ONE, Execution
 from shoal_models.heads import Head
 from shoal_models.kept_linears import keep_linears_read_by_others
@@ -22,7 +22,7 @@ from shoal_models.manifest import Manifest
 from shoal_models.packed import PackedRow, fill_up, pack
 from shoal_models.padded import PlainForward
 from shoal_models.post_norm import LeanLayers
-from shoal_models.probe import end_id_of, plain_id_of
+from shoal_models.probe import plain_id_of
 from shoal_models.sizes import few_sizes
 
 _TRIAL_TOKENS = 8

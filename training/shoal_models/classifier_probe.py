@@ -27,7 +27,7 @@ _LONGEST_MINIMUM = 8  # Funnel's forward fails for fewer than 3 tokens
 _SECOND_STARTS = (-1, -1, 5, 2, 8, 1, 60)  # where the second text begins
 _WITH_SPECIALS = (2, 4, 6)
 _ONE_BATCH = 10**6  # a forward is so dear that all sequences share one
-_FORWARD_TOKENS = {"cpu": 16, "cuda": 2048}  # tokens that cost as much as one more forward, see ARCHITECTURE.md
+_FORWARD_TOKENS = {"cpu": 32, "cuda": 2048}  # tokens that cost as much as one more forward, see ARCHITECTURE.md
 
 
 def choose_execution(loaded: LoadedClassifier, model: Any) -> Execution:

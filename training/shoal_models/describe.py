@@ -61,7 +61,7 @@ def describe(model: Any, tokenizer: Any, kind: str) -> Description:
         max_tokens=max_tokens_of(model, tokenizer),
         vocabulary_size=int(config.get_text_config().vocab_size),
         chat=kind == "generator" and bool(getattr(tokenizer, "chat_template", None)),
-        eos_token_ids=eos_token_ids_of(model, tokenizer) if kind == "generator" else (),
+        eos_token_ids=_ends_of(model, tokenizer, kind),
     )
 
 
@@ -102,9 +102,9 @@ def max_tokens_of(model: Any, tokenizer: Any) -> int:
         int(value) for name in _LENGTH_KEYS if isinstance(value := getattr(config, name, None), int) and value > 0
     ]
     limit = limits[0] if limits else _UNLIMITED_TOKENS
-    embeddings = getattr(model.base_model, "embeddings", None)
+    embeddings: Any = getattr(model.base_model, "embeddings", None)
     if hasattr(embeddings, "create_position_ids_from_input_ids") or config.model_type == "mpnet":
-        limit -= int(config.pad_token_id) + 1  # RoBERTa and its kin begin to count behind the padding id
+        limit -= int(embeddings.padding_idx) + 1  # RoBERTa and its kin begin to count behind the padding id
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") in _GROWING_ROPES:
         limit = min(limit, int(rope.get("original_max_position_embeddings") or limit))
@@ -125,6 +125,19 @@ def eos_token_ids_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
     vocabulary = tokenizer.get_vocab()
     found.update(vocabulary[end] for end in _TURN_ENDS if end in vocabulary and any(end in text for text in texts))
     return tuple(sorted(token for token in found if 0 <= token < int(model.config.vocab_size)))
+
+
+def end_id_of(config: Any) -> int | None:
+    """The token that every sequence of an encoder-decoder's classifier must end with, since it reads there."""
+    end_id = getattr(config, "eos_token_id", None)
+    return end_id if config.is_encoder_decoder and isinstance(end_id, int) else None
+
+
+def _ends_of(model: Any, tokenizer: Any, kind: str) -> tuple[int, ...]:
+    if kind == "generator":
+        return eos_token_ids_of(model, tokenizer)
+    end_id = end_id_of(model.config) if kind == "classifier" else None
+    return () if end_id is None else (end_id,)
 
 
 def _family(config: Any, architecture: str) -> str:

@@ -79,7 +79,7 @@ class Manifest:
     vocabulary_size: int
     weight_dtype: str  # "float32" or "bfloat16"
     chat: bool = False  # carries a chat template
-    eos_token_ids: tuple[int, ...] = ()
+    eos_token_ids: tuple[int, ...] = ()  # generators: what ends an answer; classifiers: what must end each sequence
     created_s: float = 0.0  # Unix time
     golden: Golden | None = None  # None only for bases
     source: str = ""  # imports: where it came from; jobs: "job"

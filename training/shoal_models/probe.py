@@ -118,12 +118,6 @@ def plain_id_of(config: Any) -> int:
     return next((token for token in range(int(config.vocab_size)) if token not in specials), 0)
 
 
-def end_id_of(config: Any) -> int | None:
-    """The token that every sequence of an encoder-decoder must end with, since its classifiers read there."""
-    end_id = getattr(config, "eos_token_id", None)
-    return end_id if config.is_encoder_decoder and isinstance(end_id, int) else None
-
-
 def _chunk_row(
     cache: PagedCache,
     tables: list[tuple[int, ...]],

@@ -60,6 +60,8 @@ def publish_model(
         raise PublishError(f"a version is a classifier, a generator or a base, not {manifest.kind!r}")
     silence_progress_bars()
     description = describe(model, tokenizer, manifest.kind)
+    if manifest.kind == "classifier":
+        _check_ends(tokenizer, description)
     draft = _complete(manifest, description)
 
     def write(folder: Path) -> Manifest:
@@ -75,6 +77,15 @@ def publish_model(
         return dataclasses.replace(draft, golden=golden)
 
     return manifests.publish(repository, draft, write)
+
+
+def _check_ends(tokenizer: Any, found: Description) -> None:
+    """Raises PublishError unless texts end with the token at which the model reads, if there is one."""
+    last = tokenizer("a")["input_ids"][-1:]
+    if found.eos_token_ids and last != list(found.eos_token_ids):
+        raise PublishError(
+            f"a {found.architecture} reads at token {found.eos_token_ids[0]}; its tokenizer ends a text with {last}"
+        )
 
 
 def _complete(manifest: Manifest, found: Description) -> Manifest:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from shoal.v1 import classify_pb2
+from shoal_models.manifest import Manifest
 
 from shoal_server.config import LimitsConfig
 from shoal_server.errors import InvalidRequest
@@ -177,9 +178,14 @@ def one_input(message: classify_pb2.ClassifyInput, field: str, limits: LimitsCon
             raise InvalidRequest.of(field, "has no content; one of text, pair and token_ids is needed")
 
 
-def check_ids(item: IdsInput, vocabulary_size: int) -> None:
-    """Raises InvalidRequest for an id beyond the vocabulary."""
-    check_token_ids(item.ids, item.field, vocabulary_size)
+def check_ids(item: IdsInput, manifest: Manifest) -> None:
+    """Raises InvalidRequest for an id beyond the vocabulary, or a last one at which the model cannot read."""
+    check_token_ids(item.ids, item.field, manifest.vocabulary_size)
+    if manifest.eos_token_ids and item.ids[-1] not in manifest.eos_token_ids:
+        raise InvalidRequest.of(
+            f"{item.field}.ids",
+            f"ends with {item.ids[-1]:,}; the model reads at {manifest.eos_token_ids[0]:,}, the end",
+        )
 
 
 def classifications(found: Scores | list[Spans], counts: Sequence[ReadCounts]) -> list[classify_pb2.Classification]:

@@ -86,7 +86,7 @@ def estimate_tokens(inputs: Sequence[Input]) -> int:
 def _check(item: Input, text: VersionText, settings: ClassifySettings) -> None:
     check_input(item, settings, text.manifest.head)
     if isinstance(item, IdsInput):
-        check_ids(item, text.manifest.vocabulary_size)
+        check_ids(item, text.manifest)
 
 
 def _fit(item: Input, encoding: Encoding | None, text: VersionText, settings: ClassifySettings) -> Fitted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import re
@@ -169,3 +170,19 @@ def test_another_configuration_is_probed_though_the_architecture_is_proven(publi
         assert proven.of(published.manifest) is None
         load_version(published.path, published.manifest, dtype=torch.float32, device=CPU, proven=proven)
         assert proven.of(published.manifest) == Execution(way="packed", lean=True)
+
+
+@pytest.mark.parametrize("weight_dtype", ["float32", "bfloat16"])
+def test_the_serving_tolerance_lets_bfloat16_pass(publish: Callable[..., Published], weight_dtype: str) -> None:
+    """Of weights that are exact in bfloat16 only what layers put out is rounded, and that adds up, too."""
+    model = tiny_model("BertForSequenceClassification", CLASSIFIERS["Bert"](), seed=3)
+    published = publish(model, "classifier", weight_dtype=weight_dtype)
+    assert published.manifest.golden is not None
+    with np.load(published.path / GOLDEN_NAME) as archive:
+        ids = np.split(archive["ids"], np.cumsum(archive["lengths"])[:-1])
+        expected = torch.from_numpy(archive["logits"])
+    half = copy.deepcopy(model).bfloat16()
+    with torch.no_grad():
+        found = torch.cat([half(torch.tensor([one.tolist()])).logits.float() for one in ids])
+    difference = float((found - expected).abs().max())
+    assert 0.02 < difference < published.manifest.golden.serving_tolerance

@@ -18,7 +18,7 @@ from shoal_models.importer import ImportRefused, import_model
 from shoal_models.load import load_version
 from shoal_models.packed import pack
 from shoal_training.import_command import import_model as command
-from tiny_models import CLASSIFIERS, CPU, GENERATORS, tiny_model
+from tiny_models import CLASSIFIERS, CPU, GENERATORS, OTHER_CLASSIFIERS, tiny_model
 
 
 @pytest.fixture
@@ -77,6 +77,14 @@ def test_a_generator_keeps_its_number_type_or_is_stored_in_another_with_all_its_
     assert "messages" in tf.AutoTokenizer.from_pretrained(path).chat_template
     loaded = load_version(path, manifest, dtype=torch.bfloat16, device=CPU)
     assert isinstance(loaded, LoadedGenerator)
+
+
+def test_mpnet_counts_its_positions_from_two_whatever_its_padding_id(tmp_path: Path, tokenizer: Any) -> None:
+    config = CLASSIFIERS["MPNet"]()
+    config.pad_token_id = 0
+    tiny_model("MPNetForSequenceClassification", config).save_pretrained(tmp_path / "mpnet")
+    tokenizer.save_pretrained(tmp_path / "mpnet")
+    assert import_model("m", str(tmp_path / "mpnet"), tmp_path / "models").max_tokens == 158
 
 
 def test_roberta_counts_its_positions_from_behind_the_padding_id(tmp_path: Path, tokenizer: Any) -> None:
@@ -271,3 +279,12 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(ImportRefused, match=r"neither a folder nor a \.gguf file"):
         import_model("m", str(note), tmp_path)
     shutil.rmtree(tmp_path)
+
+
+def test_a_tokenizer_that_does_not_end_texts_where_the_model_reads_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    config = OTHER_CLASSIFIERS["Bart"]()
+    config.eos_token_id = 3
+    tiny_model("BartForSequenceClassification", config).save_pretrained(tmp_path / "bart")
+    tokenizer.save_pretrained(tmp_path / "bart")
+    with pytest.raises(ImportRefused, match=r"reads at token 3; its tokenizer ends a text with \[2\]"):
+        import_model("b", str(tmp_path / "bart"), tmp_path / "models")

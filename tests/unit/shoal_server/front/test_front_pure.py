@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -11,8 +12,10 @@ from front_world import byte_ids, byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shoal.v1 import train_pb2
+from shoal_models.manifest import Manifest
 from shoal_server.errors import InvalidRequest, QueueFull
 from shoal_server.front.admission import Bounds, Load, Permit, Work, bounds_for
+from shoal_server.front.convert_classify import IdsInput, check_ids
 from shoal_server.front.detokenizer import Detokenizer
 from shoal_server.front.fit import Overflow, fit_pair, fit_text, fit_token_ids, split_windows
 from shoal_server.front.scores import Pooling, merge_windows, score
@@ -253,3 +256,22 @@ def test_values_without_meaning_are_refused(spec: train_pb2.TrainingSpec, field:
     with pytest.raises(InvalidRequest) as caught:
         to_tree(spec)
     assert caught.value.violations[0].field == field
+
+
+def test_token_ids_must_end_where_an_encoder_decoder_reads() -> None:
+    manifest = Manifest(
+        model="m",
+        version=1,
+        kind="classifier",
+        family="encoder_decoder",
+        architecture="x",
+        max_tokens=8,
+        vocabulary_size=9,
+        weight_dtype="float32",
+        eos_token_ids=(2,),
+    )
+    check_ids(IdsInput(field="inputs[0].token_ids", ids=[4, 2]), manifest)
+    with pytest.raises(InvalidRequest) as caught:
+        check_ids(IdsInput(field="inputs[0].token_ids", ids=[2, 4]), manifest)
+    assert "ends with 4; the model reads at 2, the end" in caught.value.message
+    check_ids(IdsInput(field="inputs[0].token_ids", ids=[2, 4]), dataclasses.replace(manifest, eos_token_ids=()))
