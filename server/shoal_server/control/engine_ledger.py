@@ -124,7 +124,7 @@ def _add_lists(left: Sequence[int], right: Sequence[int]) -> list[int]:
 def _add_engine(table: SeriesTable, name: str, engine: _EngineLedger) -> None:
     labels = {"engine": name}
     busy_s = engine.kept_busy_s + (engine.last.busy_s if engine.last else 0.0)
-    table.counter("shoal_engine_busy_seconds", "Time inside forward passes.", labels, busy_s)
+    table.counter("shoal_engine_busy_seconds", "Time that forward passes had of the whole device.", labels, busy_s)
     if engine.last is None:
         return
     table.gauge(

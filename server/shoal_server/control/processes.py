@@ -6,6 +6,7 @@ Knows nothing of versions or requests. What a child does is named by string; con
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import time
@@ -21,6 +22,10 @@ FIRST_BACKOFF_S = 0.1
 STABLE_S = 30.0  # a child that ran this long is restarted without delay again
 KILL_AFTER_S = 5.0  # between SIGTERM and SIGKILL
 _log = Log(__name__)
+
+# Threads of one forward that wait for each other sleep instead of spinning: where anything else runs on one of their
+# cores, spinning keeps from it the very core that it waits for (measured: 1 s instead of 4 ms for a forward on two).
+_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
 
 
 class StartFailed(Exception):
@@ -128,6 +133,7 @@ class Child:
             "shoal_server.process",
             self.spec.entry,
             stdin=asyncio.subprocess.PIPE,
+            env={**_ENVIRONMENT, **os.environ},
             process_group=0,  # a signal to our group is for us; we decide what children are told
         )
         assert self._process.stdin is not None

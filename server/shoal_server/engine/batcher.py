@@ -69,15 +69,16 @@ class Batcher:
         """Versions of which sequences wait."""
         return [version for version, queue in self._queues.items() if queue.num_sequences]
 
-    def plan(self, version: VersionKey, now_s: float, *, may_wait: bool) -> ClassifyPlan | None:
+    def plan(self, version: VersionKey, now_s: float, *, may_wait: bool, num_lanes: int = 1) -> ClassifyPlan | None:
         """The next forward of a version, its sequences taken from their queue; None: none waits, or all for company.
 
-        Call `expire` first. With `may_wait` the engine has nothing else to do.
+        Call `expire` first. With `may_wait` the engine has nothing else to do. What waits is shared out over the
+        `num_lanes` that are free.
         """
         queue = self._queues[version]
         if not queue.num_sequences or (may_wait and queue.must_wait(now_s)):
             return None
-        return queue.take(now_s)
+        return queue.take(now_s, num_lanes)
 
     def commit(
         self, plan: ClassifyPlan, logits_RL: NDArray[np.float32], *, seconds: float, ended_s: float
@@ -107,6 +108,10 @@ class Batcher:
         """When an idle engine should look again, at the latest."""
         times = (min(q.ready_s, q.next_deadline_s()) for q in self._queues.values() if q.num_sequences)
         return min(times, default=float("inf"))
+
+    def next_deadline_s(self) -> float:
+        """When a deadline of something that waits passes."""
+        return min((q.next_deadline_s() for q in self._queues.values()), default=float("inf"))
 
     def queue(self, version: VersionKey) -> ClassifyQueue:
         """The requests of one version; to be read only."""

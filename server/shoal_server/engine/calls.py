@@ -56,7 +56,8 @@ class Calls:
         self._classify = ClassifyWork(
             batcher,
             runner,
-            is_asynchronous=device.is_asynchronous,
+            num_lanes=device.num_lanes,
+            queues_forwards=device.queues_forwards,
             answers=self._answers,
             usage=self._usage,
             clock=clock,
@@ -130,15 +131,16 @@ class Calls:
         generating = self._generate.waiting()
         if self._classify.is_done():
             return self._classify.collect()
-        if not generating and self._classify.must_rest(now_s):
+        resting = self._classify.must_rest(now_s)
+        if resting and not generating:
             return False
-        ready = generating + self._classify.waiting()
+        ready = generating if resting and not self._device.queues_forwards else generating + self._classify.waiting()
         if not ready:
-            return self._classify.collect()
+            return self._device.queues_forwards and self._classify.collect()
         version = self._usage.turns.choose(ready)
         if version not in self._generate:
             return self._classify.run(version, now_s, may_wait=len(ready) == 1)
-        self._classify.collect()
+        self._classify.collect_all()
         return self._generate.run(version, self._clock())
 
     def statistics(self, served: Sequence[VersionKey]) -> list[ModelStatistics]:

@@ -14,6 +14,7 @@ from shoal_server.engine.forward_cost import ForwardCost
 from shoal_server.engine.request import CallKey, ClassifyRequest, RequestState, VersionKey
 from shoal_server.engine.waiting import Waiting
 
+_MIN_SHARE_TOKENS = 256  # of a forward that leaves some to others; of fewer a processor's products are slower
 _MARGIN = 1.5  # a forward's expected time is taken so much longer where a deadline depends on it
 
 
@@ -110,10 +111,14 @@ class ClassifyQueue:
         self.ready_s = min(self._company.wait_until_s(self.num_calls, self.num_tokens, now_s), latest_s)
         return self.ready_s > now_s
 
-    def take(self, now_s: float) -> ClassifyPlan:
-        """The next forward, its sequences taken from the queue, which must not be empty."""
+    def take(self, now_s: float, num_lanes: int = 1) -> ClassifyPlan:
+        """The next forward, its sequences taken from the queue, which must not be empty.
+
+        Where more lanes are free it leaves them their share of what waits, unless that is too little to be worth it.
+        """
         pieces: list[Piece] = []
-        budget, num_tokens = float(self._token_budget), 0
+        share = max(-(-self.num_tokens // num_lanes), _MIN_SHARE_TOKENS)
+        budget, num_tokens = float(min(self._token_budget, share)), 0
         while (request := self._waiting.head()) is not None:
             piece = _piece(request, budget - num_tokens, is_first=not pieces)
             if piece is None:

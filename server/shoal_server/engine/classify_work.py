@@ -1,8 +1,8 @@
 """Classify forwards: plan -> prepare -> launch -> collect -> commit.
 
-On a device that computes by itself one forward is left under way. While it runs the loop takes in calls; shortly before
-it should end the next one is planned, with all that has come, and launched behind it. On a processor a forward has run
-when it is launched, and is collected at once.
+A processor computes on as many lanes as it has cores; whenever one is free, what waits is launched on it. A GPU has one
+lane and takes a forward behind the one that runs: shortly before that should end the next one is planned, with all that
+has come. While forwards run the loop takes in calls.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from shoal_server.engine import replies
 from shoal_server.engine.answers import Answers
 from shoal_server.engine.batcher import Batcher
 from shoal_server.engine.classify_queue import ClassifyPlan
-from shoal_server.engine.model_runner import Launched, ModelRunner
+from shoal_server.engine.launched import Launched
+from shoal_server.engine.model_runner import ModelRunner
 from shoal_server.engine.request import CallKey, ClassifyRequest, VersionKey
 from shoal_server.engine.statistics import Gauges
 from shoal_server.engine.usage import Usage
@@ -42,18 +43,20 @@ class ClassifyWork:
         batcher: Batcher,
         runner: ModelRunner,
         *,
-        is_asynchronous: bool,
+        num_lanes: int,
+        queues_forwards: bool,
         answers: Answers,
         usage: Usage,
         clock: Callable[[], float],
     ) -> None:
         self._batcher = batcher
         self._runner = runner
-        self._is_asynchronous = is_asynchronous
+        self._num_lanes = num_lanes
+        self._queues_forwards = queues_forwards
         self._answers = answers
         self._usage = usage
         self._clock = clock
-        self._under_way: _UnderWay | None = None
+        self._under_way: list[_UnderWay] = []  # in the order of their launch
         self._host_s = 0.0  # mean time of planning and launching
         self._ended_s = -math.inf  # of the last forward
         self._look_s = -math.inf  # when to look after the forward under way again
@@ -79,9 +82,9 @@ class ClassifyWork:
         self._batcher.remove_version(version)
 
     def num_open(self, version: VersionKey) -> int:
-        """Calls on a version that are not answered, and its forward under way, if all of that one's calls are gone."""
-        is_under_way = self._under_way is not None and self._under_way.plan.version == version
-        return max(self._batcher.queue(version).num_open, int(is_under_way))
+        """Calls on a version that are not answered, and its forwards under way, if all of their calls are gone."""
+        num_under_way = sum(under_way.plan.version == version for under_way in self._under_way)
+        return max(self._batcher.queue(version).num_open, num_under_way)
 
     def waiting(self) -> list[VersionKey]:
         """Versions of which sequences wait."""
@@ -89,40 +92,51 @@ class ClassifyWork:
 
     def next_event_s(self) -> float:
         """When an idle engine should look again, at the latest."""
-        return self._batcher.next_event_s() if self._under_way is None else self._look_s
+        if len(self._under_way) < self._num_lanes:
+            return self._batcher.next_event_s()
+        return self._look_s if self._queues_forwards else self._batcher.next_deadline_s()
 
     def is_done(self) -> bool:
-        """Whether the forward under way has ended, so that its calls are to be answered before anything else."""
-        return self._under_way is not None and self._under_way.launched.is_done()
+        """Whether a forward has ended, so that its calls are to be answered before anything else."""
+        return any(under_way.launched.is_done() for under_way in self._under_way)
 
     def must_rest(self, now_s: float) -> bool:
-        """Whether it is too early to plan a forward behind the one under way."""
-        under_way = self._under_way
-        if under_way is None:
+        """Whether all lanes are busy, and it is too early to plan a forward behind what runs."""
+        if len(self._under_way) < self._num_lanes:
             return False
+        if not self._queues_forwards:
+            return True
+        under_way = self._under_way[0]
         expected_s = self._batcher.queue(under_way.plan.version).cost.seconds(under_way.plan.num_tokens)
         due_s = under_way.began_s + _EARLY * expected_s - self._host_s
         self._look_s = min(due_s, now_s + _LOOK_S)
         return now_s < due_s
 
     def run(self, version: VersionKey, now_s: float, *, may_wait: bool) -> bool:
-        """Launch a forward of a version, then collect the one before; False when what waits shall wait for company."""
-        plan = self._batcher.plan(version, now_s, may_wait=may_wait and self._under_way is None)
+        """Launch a forward of a version; False when what waits shall wait for company."""
+        num_free = max(self._num_lanes - len(self._under_way), 1)
+        plan = self._batcher.plan(version, now_s, may_wait=may_wait and not self._under_way, num_lanes=num_free)
         if plan is None:
             return False
         launched = self._launch(plan, now_s)
-        self.collect()
+        if len(self._under_way) == self._num_lanes:
+            self.collect()
         if launched is not None:
-            self._under_way = _UnderWay(plan=plan, launched=launched, began_s=max(now_s, self._ended_s))
-            if not self._is_asynchronous:
-                self.collect()
+            began_s = max(now_s, self._ended_s) if self._queues_forwards else now_s
+            self._under_way.append(_UnderWay(plan=plan, launched=launched, began_s=began_s))
         return True
 
+    def collect_all(self) -> None:
+        """Wait for everything under way, so that the device is free."""
+        while self.collect():
+            continue
+
     def collect(self) -> bool:
-        """Wait for the forward under way and answer its calls; False when there is none."""
-        under_way, self._under_way = self._under_way, None
-        if under_way is None:
+        """Wait for a forward, one that has ended before the oldest, and answer its calls; False when there is none."""
+        if not self._under_way:
             return False
+        ended = (at for at, under_way in enumerate(self._under_way) if under_way.launched.is_done())
+        under_way = self._under_way.pop(next(ended, 0))
         plan = under_way.plan
         try:
             logits_RL = under_way.launched.collect()
@@ -131,7 +145,6 @@ class ClassifyWork:
             return True
         ended_s = self._ended_s = self._clock()
         seconds = under_way.launched.seconds()
-        seconds = ended_s - under_way.began_s if seconds is None else seconds
         for request in self._batcher.commit(plan, logits_RL, seconds=seconds, ended_s=ended_s):
             self._answers.end(request.key, replies.classify_done(request, ended_s))
         self._usage.ran(
@@ -140,6 +153,7 @@ class ClassifyWork:
             num_tokens=plan.num_tokens,
             budget_tokens=self._batcher.token_budget,
             seconds=seconds,
+            device_s=seconds / self._num_lanes,
         )
         return True
 
@@ -156,15 +170,16 @@ class ClassifyWork:
     def _launch(self, plan: ClassifyPlan, now_s: float) -> Launched | None:
         """Put a forward on the device; None when that failed and its calls are ended."""
         try:
-            launched = self._runner.launch(self._runner.prepare(plan))
+            is_alone = not self._under_way and not self._batcher.waiting()
+            launched = self._runner.launch(self._runner.prepare(plan), is_alone=is_alone)
         except Exception as error:
             self._fail(plan, error, now_s)
             return None
-        if self._is_asynchronous:
+        if self._queues_forwards:
             self._host_s += _HOST_WEIGHT * (self._clock() - now_s - self._host_s)
         return launched
 
     def _fail(self, plan: ClassifyPlan, error: Exception, began_s: float) -> None:
         self._ended_s = self._clock()
-        self._usage.failed(plan.version, error, self._ended_s - began_s)
+        self._usage.failed(plan.version, error, (self._ended_s - began_s) / self._num_lanes)
         self._answers.fail(self._batcher.fail(plan, self._ended_s), error)

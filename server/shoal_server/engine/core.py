@@ -24,12 +24,14 @@ from shoal_server.engine.events import (
     Event,
     FrontLost,
     Inbox,
+    LaneEnded,
     LoadFailed,
     OrdersReceived,
     Stop,
     VersionFreed,
     VersionReady,
 )
+from shoal_server.engine.lanes import Lanes
 from shoal_server.engine.loader import Loader
 from shoal_server.engine.model_runner import ModelRunner
 from shoal_server.engine.versions import Versions
@@ -62,7 +64,7 @@ class Engine:
             promised_bytes=lambda: self._calls.untouched_cache_bytes(),
             is_busy=lambda: self._is_busy,
         )
-        runner = ModelRunner(device.torch_device)
+        runner = ModelRunner(device.torch_device, self._open_lanes() if device.torch_device.type == "cpu" else None)
         self._versions = Versions(engine_id=startup.index, runner=runner, loader=self._loader, report=self._report)
         self._calls = Calls(startup.config, runner=runner, versions=self._versions, device=device, reply=self._reply)
         self._replies: list[Reply] = []
@@ -138,9 +140,15 @@ class Engine:
                 self._report_statistics()
             case VersionFreed(key=key):
                 self._versions.freed(key)
+            case LaneEnded():
+                return  # the loop is awake, and the next step collects it
             case Stop(reason=reason):
                 _log.info("engine.stopping", reason=reason)
                 self._is_stopping = True
+
+    def _open_lanes(self) -> Lanes:
+        num_lanes = self._device.num_lanes
+        return Lanes(num_lanes=num_lanes, num_threads=num_lanes, ended=lambda: self._inbox.put(LaneEnded()))
 
     def _release_idle(self) -> None:
         for key in self._versions.leaving():

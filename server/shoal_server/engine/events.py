@@ -58,11 +58,16 @@ class VersionFreed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LaneEnded:
+    """A forward is done, and its lane is free. From the lane."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
     """End the process. From the endpoint when control is gone, and from the signal handler."""
 
     reason: str
 
 
-Event = CallsReceived | FrontLost | OrdersReceived | VersionReady | LoadFailed | VersionFreed | Stop
+Event = CallsReceived | FrontLost | OrdersReceived | VersionReady | LoadFailed | VersionFreed | LaneEnded | Stop
 Inbox = SimpleQueue[Event]

@@ -103,6 +103,7 @@ class GenerateWork:
             num_tokens=plan.num_tokens,
             budget_tokens=self._config.token_budget,
             seconds=ended_s - now_s,
+            device_s=ended_s - now_s,
         )
         return True
 

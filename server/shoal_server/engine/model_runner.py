@@ -7,6 +7,7 @@ T packed tokens, R rows of logits (one for each sequence, or for each token), L 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -19,14 +20,12 @@ from shoal_models.packed import PackedRow, PagedCache
 from torch import Tensor
 
 from shoal_server.engine.classify_queue import ClassifyPlan
+from shoal_server.engine.lanes import Lanes
+from shoal_server.engine.launched import Computed, Launched, OnGpu, OnLane
 from shoal_server.engine.request import GenerateRequest, VersionKey
 from shoal_server.engine.sampler import Choices, choose
 from shoal_server.engine.scheduler import StepPlan
 from shoal_server.ipc.messages import VersionMemory
-
-
-class WrongRows(Exception):
-    """A forward gave another number of rows of logits than its plan asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,45 +62,13 @@ class PreparedRow:
     row: PackedRow
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Launched:
-    """A Classify forward that the device has, or has done."""
-
-    plan: ClassifyPlan
-    logits_RL: Tensor  # in host memory; on a GPU complete once `ended` has happened
-    began: torch.cuda.Event | None = None
-    ended: torch.cuda.Event | None = None
-
-    def is_done(self) -> bool:
-        """Whether `collect` would not have to wait."""
-        return self.ended is None or bool(self.ended.query())  # type: ignore[no-untyped-call]
-
-    def seconds(self) -> float | None:
-        """How long the device took, once collected; None where it computes on the caller's time."""
-        if self.began is None or self.ended is None:
-            return None
-        return float(self.began.elapsed_time(self.ended)) / 1000
-
-    def collect(self) -> NDArray[np.float32]:
-        """Wait for the logits (R, L).
-
-        Raises:
-            WrongRows: the model gave more or fewer rows, so that nobody knows which are whose.
-        """
-        if self.ended is not None:
-            self.ended.synchronize()
-        if len(self.logits_RL) != self.plan.num_rows:
-            message = f"gave {len(self.logits_RL):,} rows of logits; expected {self.plan.num_rows:,}"
-            raise WrongRows(f"{self.plan.version} {message}")
-        logits_RL: NDArray[np.float32] = self.logits_RL.numpy()
-        return logits_RL
-
-
 class ModelRunner:
     """The versions in this process, and their forwards."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, lanes: Lanes | None) -> None:
+        """`lanes` are a processor's; a GPU has none."""
         self._device = device
+        self._lanes = lanes
         self._classifiers: dict[VersionKey, ReadyClassifier] = {}
         self._generators: dict[VersionKey, ReadyGenerator] = {}
 
@@ -123,20 +90,17 @@ class ModelRunner:
             return PreparedRow(plan=plan, row=row)
         return PreparedRow(plan=plan, row=_map_tensors(row, Tensor.pin_memory))
 
-    @torch.inference_mode()
-    def launch(self, prepared: PreparedRow) -> Launched:
-        """Begin the forward of a prepared row; on a processor it has ended when this returns."""
-        plan, row = prepared.plan, prepared.row
-        if self._device.type != "cuda":
-            return Launched(plan=plan, logits_RL=self._classifiers[plan.version].model.logits(row))
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        began.record()
-        row = _map_tensors(row, lambda tensor: tensor.to(self._device, non_blocking=True))
-        computed_RL = self._classifiers[plan.version].model.logits(row)
-        logits_RL = torch.empty(computed_RL.shape, dtype=computed_RL.dtype, pin_memory=True)
-        logits_RL.copy_(computed_RL, non_blocking=True)
-        ended.record()
-        return Launched(plan=plan, logits_RL=logits_RL, began=began, ended=ended)
+    def launch(self, prepared: PreparedRow, *, is_alone: bool) -> Launched:
+        """Begin the forward of a prepared row; `is_alone`: nothing else runs or waits."""
+        model, row = self._classifiers[prepared.plan.version].model, prepared.row
+        if self._lanes is None:
+            return self._launch_on_gpu(model, prepared.plan, row)
+
+        def compute() -> Computed:
+            began_s = time.monotonic()
+            return Computed(logits_RL=model.logits(row), seconds=time.monotonic() - began_s)
+
+        return OnLane(plan=prepared.plan, future=self._lanes.submit(compute, is_alone=is_alone))
 
     @torch.inference_mode()
     def generate(self, plan: StepPlan) -> Choices:
@@ -155,6 +119,17 @@ class ModelRunner:
                 requests.append(piece.request)
         logits_WV = ready.model.logits(row, _on_device(np.array(wanted, dtype=np.int64), self._device))
         return choose(logits_WV, requests) if requests else Choices(token_ids=[], logprobs={})
+
+    @torch.inference_mode()
+    def _launch_on_gpu(self, model: LoadedClassifier, plan: ClassifyPlan, row: PackedRow) -> OnGpu:
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        began.record()
+        row = _map_tensors(row, lambda tensor: tensor.to(self._device, non_blocking=True))
+        computed_RL = model.logits(row)
+        logits_RL = torch.empty(computed_RL.shape, dtype=computed_RL.dtype, pin_memory=True)
+        logits_RL.copy_(computed_RL, non_blocking=True)
+        ended.record()
+        return OnGpu(plan=plan, logits_RL=logits_RL, began=began, ended=ended)
 
 
 def _classify_row(plan: ClassifyPlan) -> PackedRow:

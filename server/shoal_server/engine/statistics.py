@@ -48,9 +48,16 @@ class Statistics:
         self._counters: dict[VersionKey, _Counters] = {}
 
     def record(
-        self, version: VersionKey, *, num_sequences: int, num_tokens: int, budget_tokens: int, seconds: float
+        self,
+        version: VersionKey,
+        *,
+        num_sequences: int,
+        num_tokens: int,
+        budget_tokens: int,
+        seconds: float,
+        device_s: float,
     ) -> None:
-        """Count one forward."""
+        """Count one forward, which had `device_s` seconds' worth of the whole device."""
         counters = self._counters.setdefault(version, _Counters())
         counters.num_steps += 1
         counters.busy_s += seconds
@@ -60,7 +67,7 @@ class Statistics:
         counters.sequences[bisect_left(SEQUENCE_BUCKETS, num_sequences)] += 1
         counters.tokens[bisect_left(TOKEN_BUCKETS, num_tokens)] += 1
         counters.seconds[bisect_left(SECOND_BUCKETS, seconds)] += 1
-        self.busy_s += seconds
+        self.busy_s += device_s
 
     def record_expired(self, version: VersionKey) -> None:
         """Count a call whose deadline passed before it had run."""

@@ -18,12 +18,24 @@ class Usage:
         self._device = device
 
     def ran(
-        self, version: VersionKey, *, num_sequences: int, num_tokens: int, budget_tokens: int, seconds: float
+        self,
+        version: VersionKey,
+        *,
+        num_sequences: int,
+        num_tokens: int,
+        budget_tokens: int,
+        seconds: float,
+        device_s: float,
     ) -> None:
-        """A forward is done."""
-        self.turns.charge(version, seconds)
+        """A forward is done. It took `seconds`, and so much of the device as `device_s` seconds of all of it are."""
+        self.turns.charge(version, device_s)
         self.statistics.record(
-            version, num_sequences=num_sequences, num_tokens=num_tokens, budget_tokens=budget_tokens, seconds=seconds
+            version,
+            num_sequences=num_sequences,
+            num_tokens=num_tokens,
+            budget_tokens=budget_tokens,
+            seconds=seconds,
+            device_s=device_s,
         )
 
     def failed(self, version: VersionKey, error: Exception, seconds: float) -> None:

@@ -209,7 +209,7 @@ class EngineStatistics(Message, frozen=True, kw_only=True):
 
     engine_id: int
     uptime_s: float
-    busy_s: float  # time inside forwards, all versions
+    busy_s: float  # of the whole device's time, what forwards of all versions had
     device_utilisation: float  # 0 to 1: the GPU's, or this process's CPU share of its threads
     device_memory_used_bytes: int  # the GPU's, or this process's resident set
     device_memory_total_bytes: int

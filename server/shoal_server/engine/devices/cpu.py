@@ -22,13 +22,14 @@ class CpuDevice:
 
     name = "cpu"
     commits_lazily = True
-    is_asynchronous = False
+    queues_forwards = False
     classify_token_budget = 1024  # the activations of more fall out of the caches
 
     def __init__(self, config: EngineConfig) -> None:
         self.full_name = _processor_name()
         self.torch_device = torch.device("cpu")
         self.num_threads = config.num_threads or default_num_threads(config.num_engines)
+        self.num_lanes = config.num_threads or default_num_lanes(config.num_engines)
         self.dtype = _choose_dtype(config)
         self._memory_limit_bytes = config.memory_limit_bytes
         self._process = psutil.Process()
@@ -48,7 +49,7 @@ class CpuDevice:
     def utilisation(self) -> float:
         """CPU time since the last call, as a share of what the threads could have used."""
         now_s, cpu_s = time.monotonic(), self._cpu_s()
-        share = (cpu_s - self._last_cpu_s) / max((now_s - self._last_s) * self.num_threads, 1e-9)
+        share = (cpu_s - self._last_cpu_s) / max((now_s - self._last_s) * self.num_lanes, 1e-9)
         self._last_s, self._last_cpu_s = now_s, cpu_s
         return min(max(share, 0.0), 1.0)
 
@@ -68,15 +69,31 @@ class CpuDevice:
 
 
 def default_num_threads(num_engines: int) -> int:
-    """All cores this process may use but one, divided by the engines; at most OMP_NUM_THREADS where that is set.
+    """Threads of one Generate step: all cores but one, divided by the engines; at most OMP_NUM_THREADS.
 
     One is left to the fronts: threads of one forward wait for each other, and a single one that has to share its core
     holds up all of them.
     """
+    return _within_limit((_num_cores() - 1) // max(num_engines, 1))
+
+
+def default_num_lanes(num_engines: int) -> int:
+    """Classify forwards side by side: one for each core, divided by the engines; at most OMP_NUM_THREADS.
+
+    They do not wait for each other, so that fronts may well take a little of any core.
+    """
+    return _within_limit(_num_cores() // max(num_engines, 1))
+
+
+def _num_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, (int(min(cores, _quota_cores())) - 1) // max(num_engines, 1))
+    return int(min(cores, _quota_cores()))
+
+
+def _within_limit(num_threads: int) -> int:
     limit = os.environ.get("OMP_NUM_THREADS", "")
-    return min(threads, int(limit)) if limit.isdigit() and int(limit) > 0 else threads
+    most = int(limit) if limit.isdigit() and int(limit) > 0 else num_threads
+    return max(1, min(num_threads, most))
 
 
 def _quota_cores() -> float:

@@ -15,7 +15,8 @@ class CudaDevice:
     """One GPU; kernels are chosen in shoal_models."""
 
     commits_lazily = False
-    is_asynchronous = True
+    num_lanes = 1
+    queues_forwards = True
     classify_token_budget = 8192  # what fills a large GPU; not measured yet
 
     def __init__(self, config: EngineConfig, name: str) -> None:

@@ -20,7 +20,8 @@ class Device(Protocol):
     torch_device: torch.device
     dtype: torch.dtype  # of served weights
     commits_lazily: bool  # memory that was never written to still counts as free
-    is_asynchronous: bool  # computes by itself what has been launched
+    num_lanes: int  # forwards that run side by side
+    queues_forwards: bool  # takes a forward while its lanes are full, and begins with it when one ends
     classify_token_budget: int  # tokens of a packed forward beyond which more are no faster
 
     def setup(self) -> None:

@@ -29,15 +29,18 @@ PEER = 1
 class FakeDevice:
     """A runner and its device: computes one forward after the other, on its own time or on the caller's."""
 
-    is_asynchronous: bool
+    queues_forwards: bool
+    num_lanes: int = 1
     classify_token_budget: int = 64
     commits_lazily: bool = False
+    computes_aside: bool = False  # lanes on which time passes without the caller
     now_s: float = 0.0
     free_s: float = 0.0  # when it has done all that was launched
     fixed_s: dict[VersionKey, float] = field(default_factory=dict)
     fails_in: str = ""  # the next time only
     broken: VersionKey | None = None
     log: list[str] = field(default_factory=list)
+    launched_alone: list[bool] = field(default_factory=list)
     launched_s: list[float] = field(default_factory=list)
     spent_s: dict[VersionKey, float] = field(default_factory=dict)
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
@@ -46,14 +49,15 @@ class FakeDevice:
         self.now_s += PREPARE_S
         return plan
 
-    def launch(self, plan: ClassifyPlan) -> FakeLaunched:
+    def launch(self, plan: ClassifyPlan, *, is_alone: bool) -> FakeLaunched:
+        self.launched_alone.append(is_alone)
         name = f"{next(self._numbers)}:{plan.num_sequences}"
         self.log.append(f"launch {name}")
         self.fail_in("launch")
         self.launched_s.append(self.now_s)
         seconds = self.seconds(plan.version)
         self.free_s = max(self.now_s, self.free_s) + seconds
-        if not self.is_asynchronous:
+        if not self.queues_forwards and not self.computes_aside:
             self.now_s = self.free_s
         return FakeLaunched(device=self, plan=plan, name=name, took_s=seconds, done_s=self.free_s)
 
@@ -88,8 +92,8 @@ class FakeLaunched:
     def is_done(self) -> bool:
         return self.device.now_s >= self.done_s
 
-    def seconds(self) -> float | None:
-        return self.took_s if self.device.is_asynchronous else None
+    def seconds(self) -> float:
+        return self.took_s
 
     def collect(self) -> np.ndarray:
         self.device.log.append(f"collect {self.name}")
@@ -189,7 +193,7 @@ def manifest(key: VersionKey) -> Manifest:
 
 
 def test_on_a_processor_each_forward_is_collected_before_the_next_is_planned():
-    world = World(FakeDevice(is_asynchronous=False))
+    world = World(FakeDevice(queues_forwards=False))
     for _ in range(20):
         world.classify(num_tokens=30)
     world.finish()
@@ -197,9 +201,40 @@ def test_on_a_processor_each_forward_is_collected_before_the_next_is_planned():
     assert len(world.answers) == 20
 
 
+def test_free_lanes_share_what_waits_and_a_lane_that_ends_takes_what_has_come():
+    """600 tokens over two lanes: 300 each; what comes while both run waits for the first of them."""
+    device = FakeDevice(queues_forwards=False, num_lanes=2, classify_token_budget=1024, computes_aside=True)
+    world = World(device)
+    for _ in range(6):
+        world.classify(num_tokens=100)
+    assert [world.calls.step(), world.calls.step()] == [True, True]
+    assert device.log == ["launch 1:3", "launch 2:3"]
+    world.classify(num_tokens=5)
+    assert not world.calls.step(), "no lane is free"
+    assert world.calls.next_event_s() == float("inf"), "the lane that ends wakes the loop"
+    device.now_s = device.free_s
+    while len(world.answers) < 6:
+        assert world.calls.step()
+    assert world.calls.step()
+    assert device.log[2:] == ["collect 1:3", "collect 2:3", "launch 3:1"]
+    assert device.launched_alone == [False, False, True]
+
+
+def test_a_generate_step_waits_for_the_lanes():
+    device = FakeDevice(queues_forwards=False, num_lanes=2, computes_aside=True)
+    world = World(device)
+    world.classify()
+    assert world.calls.step()
+    world.generate(3)
+    while world.calls.step():
+        pass
+    assert len(world.answers) == 2
+    assert device.log == ["launch 1:1", "collect 1:1"]
+
+
 def test_the_next_forward_is_launched_while_one_runs_with_all_that_has_come_until_shortly_before_its_end():
     """Forwards take 10 ms, 1 ms goes into preparing one. At 3 ms and 6 ms calls come, none of them is launched then."""
-    world = World(FakeDevice(is_asynchronous=True))
+    world = World(FakeDevice(queues_forwards=True))
     world.teach()
     began_s = world.device.now_s
     world.classify()
@@ -220,7 +255,7 @@ def test_the_next_forward_is_launched_while_one_runs_with_all_that_has_come_unti
 
 def test_a_forward_that_ends_sooner_than_expected_is_answered_at_once():
     """10 ms are expected, 2 are needed; the loop looks every 0.2 ms."""
-    world = World(FakeDevice(is_asynchronous=True))
+    world = World(FakeDevice(queues_forwards=True))
     world.teach()
     world.device.fixed_s[NEWS] = 0.002
     began_s = world.device.now_s
@@ -230,7 +265,7 @@ def test_a_forward_that_ends_sooner_than_expected_is_answered_at_once():
 
 
 def test_a_device_that_computes_by_itself_has_no_pause_between_full_forwards():
-    world = World(FakeDevice(is_asynchronous=True))
+    world = World(FakeDevice(queues_forwards=True))
     world.teach()
     began_s = world.device.now_s
     for _ in range(20):
@@ -241,10 +276,10 @@ def test_a_device_that_computes_by_itself_has_no_pause_between_full_forwards():
     assert max(depths) == 2, "one under way and one behind it"
 
 
-@pytest.mark.parametrize("is_asynchronous", [False, True])
+@pytest.mark.parametrize("queues_forwards", [False, True])
 @pytest.mark.parametrize("place", ["launch", "collect"])
-def test_a_forward_that_fails_takes_its_own_calls_only(is_asynchronous, place):
-    world = World(FakeDevice(is_asynchronous=is_asynchronous, fails_in=place))
+def test_a_forward_that_fails_takes_its_own_calls_only(queues_forwards, place):
+    world = World(FakeDevice(queues_forwards=queues_forwards, fails_in=place))
     for _ in range(6):
         world.classify(num_tokens=30)
     world.finish()
@@ -254,7 +289,7 @@ def test_a_forward_that_fails_takes_its_own_calls_only(is_asynchronous, place):
 
 def test_a_model_whose_forwards_fail_is_charged_for_their_time():
     """Two models with forwards of 10 ms, one of which always fails: in 200 ms each gets half."""
-    world = World(FakeDevice(is_asynchronous=False, broken=NEWS))
+    world = World(FakeDevice(queues_forwards=False, broken=NEWS))
     for _ in range(50):
         world.classify(NEWS, num_tokens=64)
         world.classify(MOOD, num_tokens=64)
@@ -264,7 +299,7 @@ def test_a_model_whose_forwards_fail_is_charged_for_their_time():
 
 
 def test_a_version_whose_calls_are_all_aborted_stays_until_its_forward_has_ended():
-    world = World(FakeDevice(is_asynchronous=True))
+    world = World(FakeDevice(queues_forwards=True))
     request_id = world.classify()
     world.calls.step()
     world.abort(request_id)
@@ -277,11 +312,11 @@ def test_a_version_whose_calls_are_all_aborted_stays_until_its_forward_has_ended
     assert world.answers == {}
 
 
-@pytest.mark.parametrize("is_asynchronous", [False, True])
-def test_classifiers_and_generators_get_even_parts_of_the_device(is_asynchronous):
+@pytest.mark.parametrize("queues_forwards", [False, True])
+def test_classifiers_and_generators_get_even_parts_of_the_device(queues_forwards):
     """Forwards of 20 and 5 ms beside decode steps of 2 ms, all with work all the time: a third of the time each."""
     costs_s = {NEWS: 0.020, MOOD: 0.005, STORY: 0.002}
-    device = FakeDevice(is_asynchronous=is_asynchronous, fixed_s=costs_s)
+    device = FakeDevice(queues_forwards=queues_forwards, fixed_s=costs_s)
     world = World(device)
     for _ in range(2000):
         world.classify(NEWS, num_tokens=64)

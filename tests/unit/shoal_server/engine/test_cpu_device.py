@@ -9,7 +9,7 @@ import pytest
 import torch
 from shoal_server.config import ConfigError, EngineConfig
 from shoal_server.engine.devices import cpu, memory
-from shoal_server.engine.devices.cpu import CpuDevice, default_num_threads
+from shoal_server.engine.devices.cpu import CpuDevice, default_num_lanes, default_num_threads
 from shoal_server.engine.devices.device import open_device
 from shoal_server.engine.loader import is_out_of_memory
 
@@ -19,10 +19,11 @@ def test_all_cores_but_one_are_divided_by_engines_and_bounded_by_omp_num_threads
     monkeypatch.setattr(cpu, "_quota_cores", lambda: float("inf"))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert [default_num_threads(n) for n in (1, 2, 3, 16)] == [8, 4, 2, 1]
+    assert [default_num_lanes(n) for n in (1, 2, 3, 16)] == [9, 4, 3, 1]
     monkeypatch.setattr(cpu, "_quota_cores", lambda: 3.5)
-    assert default_num_threads(1) == 2
+    assert (default_num_threads(1), default_num_lanes(1)) == (2, 3)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert default_num_threads(1) == 1
+    assert (default_num_threads(1), default_num_lanes(1)) == (1, 1)
 
 
 def test_bfloat16_is_chosen_where_it_is_native_and_float32_elsewhere(monkeypatch):

@@ -11,7 +11,9 @@ from shoal_models.manifest import Manifest
 from shoal_models.packed import PackedRow
 from shoal_server.engine.batcher import Batcher
 from shoal_server.engine.classify_queue import ClassifyPlan
-from shoal_server.engine.model_runner import ModelRunner, ReadyClassifier, WrongRows
+from shoal_server.engine.lanes import Lanes
+from shoal_server.engine.launched import WrongRows
+from shoal_server.engine.model_runner import ModelRunner, ReadyClassifier
 from shoal_server.engine.request import ClassifyRequest, VersionKey, classify_request
 from shoal_server.ipc.messages import ClassifyCall, VersionMemory
 
@@ -31,7 +33,7 @@ class EchoClassifier:
 
 
 def runner_with(head: str) -> ModelRunner:
-    runner = ModelRunner(torch.device("cpu"))
+    runner = ModelRunner(torch.device("cpu"), Lanes(num_lanes=1, num_threads=1, ended=lambda: None))
     model = cast("Any", EchoClassifier(head))
     runner.adopt(ReadyClassifier(key=VERSION, manifest=manifest(head), model=model, memory=NOTHING, load_s=0.0))
     return runner
@@ -80,7 +82,7 @@ def test_a_call_gets_a_row_for_each_token_or_for_each_sequence_as_the_head_says(
     batcher = a_batcher()
     plan = plan_of(batcher, request(head, [7, 8], [9]))
     runner = runner_with(head)
-    logits_RL = runner.launch(runner.prepare(plan)).collect()
+    logits_RL = runner.launch(runner.prepare(plan), is_alone=True).collect()
     assert logits_RL.tolist() == [[float(row)] for row in rows]
     (done,) = batcher.commit(plan, logits_RL, seconds=1.0, ended_s=1.0)
     assert b"".join(done.logits) == logits_RL.tobytes()
@@ -89,6 +91,6 @@ def test_a_call_gets_a_row_for_each_token_or_for_each_sequence_as_the_head_says(
 def test_a_forward_with_another_number_of_rows_than_planned_answers_nobody():
     plan = plan_of(a_batcher(), request("token", [7, 8], [9]))
     runner = runner_with("single_label")
-    launched = runner.launch(runner.prepare(plan))
+    launched = runner.launch(runner.prepare(plan), is_alone=True)
     with pytest.raises(WrongRows, match="names@1 gave 2 rows of logits; expected 3"):
         launched.collect()

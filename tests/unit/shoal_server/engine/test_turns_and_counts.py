@@ -75,8 +75,8 @@ def test_a_version_that_is_gone_leaves_its_model_the_share():
 
 def test_histograms_count_a_value_in_the_bucket_that_bounds_it_from_above():
     statistics = Statistics()
-    statistics.record(STORY, num_sequences=2, num_tokens=17, budget_tokens=100, seconds=0.002)
-    statistics.record(STORY, num_sequences=1000, num_tokens=16, budget_tokens=100, seconds=0.0021)
+    statistics.record(STORY, num_sequences=2, num_tokens=17, budget_tokens=100, seconds=0.002, device_s=0.001)
+    statistics.record(STORY, num_sequences=1000, num_tokens=16, budget_tokens=100, seconds=0.0021, device_s=0.001)
     found = statistics.snapshot(STORY, Gauges(num_running=3))
     assert found.batch_sequences_buckets[SEQUENCE_BUCKETS.index(2)] == 1
     assert found.batch_sequences_buckets[-1] == 1
@@ -87,12 +87,13 @@ def test_histograms_count_a_value_in_the_bucket_that_bounds_it_from_above():
     assert len(found.inference_s_buckets) == len(SECOND_BUCKETS) + 1
     assert (found.num_steps, found.num_sequences, found.num_tokens, found.budget_tokens) == (2, 1002, 33, 200)
     assert found.num_running == 3
-    assert found.busy_s == statistics.busy_s
+    assert found.busy_s == pytest.approx(0.0041), "time inside forwards"
+    assert statistics.busy_s == pytest.approx(0.002), "of the whole device's time"
 
 
 def test_a_version_that_is_gone_keeps_no_counters_but_the_engine_its_busy_time():
     statistics = Statistics()
-    statistics.record(STORY, num_sequences=1, num_tokens=1, budget_tokens=1, seconds=2.0)
+    statistics.record(STORY, num_sequences=1, num_tokens=1, budget_tokens=1, seconds=2.0, device_s=2.0)
     statistics.forget(STORY)
     assert statistics.snapshot(STORY, Gauges()).num_steps == 0
     assert statistics.busy_s == 2.0
