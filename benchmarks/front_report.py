@@ -103,7 +103,7 @@ def rows(costs: Sequence[FrontCost]) -> list[tuple[str, ...]]:
 def verdicts(costs: Sequence[FrontCost]) -> list[tuple[str, ...]]:
     """Target, what was measured, and whether it was met."""
     single = [found for found in costs if found.shape.texts == 1 and found.shape.ids and not found.shape.streamed]
-    many = [found for found in costs if found.shape.ids and (found.shape.texts > 1 or found.shape.streamed)]
+    many = [found for found in costs if found.shape.ids and found.shape.texts > 1]
     told: list[tuple[str, ...]] = []
     for found in single:
         ms = found.ahead_us / 1e3

@@ -44,9 +44,10 @@ def test_verdicts_tell_what_was_met_and_what_was_missed() -> None:
     assert (rate, enough, aimed) == ("9,000 texts/s", ">= 8,000: met", ">= 20,000: missed")
 
 
-def test_text_is_no_target_since_tokenizing_is_the_models_affair() -> None:
-    text = dataclasses.replace(MANY, ids=False)
-    assert front_report.verdicts([front_report.cost(text, measured(1, (0.1, 0.1), (0.1, 0.1)), num_fronts=1)]) == []
+def test_text_and_streams_of_single_items_have_no_target() -> None:
+    shapes = dataclasses.replace(MANY, ids=False), dataclasses.replace(ONE, streamed=True)
+    costs = [front_report.cost(shape, measured(1, (0.1, 0.1), (0.1, 0.1)), num_fronts=1) for shape in shapes]
+    assert front_report.verdicts(costs) == []
 
 
 def test_page_has_every_shape_and_every_step() -> None:
