@@ -20,11 +20,11 @@ from shoal_models.plan import AttentionPlan
 class PackedBody:
     """Hidden rows (T, E) of a packed row. The model's attention is set to `PACKED`."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, takes_types: bool) -> None:
         self._body: Any = model.base_model
         self._num_calls = _num_attention_calls(model.config.get_text_config())
         self._padding_id = _offset_padding_id(model)
-        self._takes_types = takes_types(model)
+        self._takes_types = takes_types
         self._options = {"use_cache": False} if "use_cache" in _parameters(self._body) else {}
         self._obstacle = _obstacle(self._body)
 
@@ -51,12 +51,10 @@ class PackedBody:
         return inputs
 
 
-def takes_types(model: Any) -> bool:
-    """Whether a model tells the first text of a pair from the second by token types."""
-    return (
-        "token_type_ids" in _parameters(model.base_model)
-        and int(getattr(model.config, "type_vocab_size", None) or 0) > 1
-    )
+def takes_types(model: Any, class_token_id: int) -> bool:
+    """Whether a model tells the first text of a pair from the second, or its class token, by token types."""
+    num_types = int(getattr(model.config, "type_vocab_size", None) or 0)
+    return "token_type_ids" in _parameters(model.base_model) and (num_types > 1 or class_token_id >= 0)
 
 
 def _parameters(body: Any) -> Mapping[str, inspect.Parameter]:

@@ -5,6 +5,7 @@ S sequences, T packed tokens, E hidden size, L labels.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from shoal_models.probe import plain_id_of
 from shoal_models.sizes import few_sizes
 
 _TRIAL_TOKENS = 8
+_CLASS_TYPE = 2
 
 
 class LoadedClassifier:
@@ -36,7 +38,7 @@ class LoadedClassifier:
         self.manifest = manifest
         self.compute_dtype = "float32"
         self.device: torch.device = next(model.parameters()).device
-        self.takes_types = takes_types(model)
+        self.takes_types = takes_types(model, manifest.class_token_id)
         self.end_id = end_id_of(model.config)  # what every sequence must end with; None: nothing
         self._plain_id = plain_id_of(model.config.get_text_config())
         if hasattr(model.base_model, "set_attention_type"):  # BigBird's would depend on the lengths that came before
@@ -47,7 +49,7 @@ class LoadedClassifier:
         self._plain = PlainForward(
             model, is_token_head=has_token_head(type(model).__name__), takes_types=self.takes_types
         )
-        self._body = PackedBody(model)
+        self._body = PackedBody(model, takes_types=self.takes_types)
         self._lean = LeanLayers(model)
         self._head = Head(model, self.way.reads)
 
@@ -71,6 +73,8 @@ class LoadedClassifier:
     def logits(self, row: PackedRow) -> Tensor:
         """Logits, float32, on the model's device: (T, L) of a token head, (S, L) of all others."""
         with torch.inference_mode():
+            if self.manifest.class_token_id >= 0:
+                row = _with_class_type(row, self.manifest.class_token_id)
             if self.way.way == "packed":
                 logits = self._head(row, self._hidden(row))
             elif self.way.way == "padded":
@@ -122,3 +126,10 @@ class LoadedClassifier:
             return self._body(row)
         num_tokens = row.starts[-1]
         return self._body(fill_up(row, few_sizes(num_tokens)))[:num_tokens]
+
+
+def _with_class_type(row: PackedRow, class_token_id: int) -> PackedRow:
+    """The row with token type 2 wherever the class token stands."""
+    types_T = torch.zeros_like(row.ids_T) if row.type_ids_T is None else row.type_ids_T
+    types_T = torch.where(row.ids_T == class_token_id, _CLASS_TYPE, types_T)
+    return dataclasses.replace(row, type_ids_T=types_T)

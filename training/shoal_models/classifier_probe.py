@@ -98,7 +98,8 @@ def _fewest_tokens(loaded: LoadedClassifier) -> int:
 def _expected(loaded: LoadedClassifier, config: Any) -> tuple[list[PackedRow], list[Tensor]]:
     """Rows, with special tokens unless the model's own forward fails for them, and what it answers."""
     fewest_tokens = _fewest_tokens(loaded)
-    specials = special_ids(config)
+    class_id = loaded.manifest.class_token_id
+    specials = [*special_ids(config), *([class_id] if class_id >= 0 else [])]
     rows = _rows(loaded, config, fewest_tokens, specials)
     try:
         return rows, [_logits(loaded, row) for row in rows]

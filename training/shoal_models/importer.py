@@ -11,6 +11,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from shoal_models.body import takes_types
 from shoal_models.describe import has_next_sentence_head, has_token_head, kind_of, labels_of
 from shoal_models.load import LoadError, silence_progress_bars
 from shoal_models.manifest import Manifest, ManifestError, check_name
@@ -25,6 +26,7 @@ _PROBLEMS = {
     "multi_label": "multi_label_classification",
     "regression": "regression",
 }
+_CLASS_TYPE = 2
 
 
 class ImportRefused(Exception):
@@ -61,6 +63,7 @@ def import_model(
         dtype = weight_dtype or _default_dtype(found, config)
         model = _open(found, config, architecture, kind, dtype)
         _set_head(model, kind, labels, head)
+        tokenizer = _tokenizer(found)
         draft = Manifest(
             model=name,
             version=0,
@@ -70,10 +73,11 @@ def import_model(
             max_tokens=0,
             vocabulary_size=0,
             weight_dtype=dtype,
+            class_token_id=_class_token_id(model, tokenizer) if kind == "classifier" else -1,
             source=found.name,
             licence=found.licence,
         )
-        return publish_model(model, _tokenizer(found), repository, draft)
+        return publish_model(model, tokenizer, repository, draft)
     except (SourceError, TokenizerError, PublishError, LoadError, ManifestError) as error:
         raise ImportRefused(str(error)) from error
 
@@ -172,6 +176,24 @@ def _tokenizer(source: Source) -> Any:
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
         raise ImportRefused(f"{source.name}: its tokenizer cannot be read: {_first_line(error)}") from error
+
+
+def _class_token_id(model: Any, tokenizer: Any) -> int:
+    """The token to which the tokenizer gives a type of its own, besides those of first and second text.
+
+    -1: there is none, or the model takes no types.
+
+    Raises:
+        ImportRefused: there are several, or their type is none that is known.
+    """
+    encoding = tokenizer("a", return_token_type_ids=True)
+    pairs = zip(encoding["input_ids"], encoding["token_type_ids"], strict=True)
+    own = {(token, kind) for token, kind in pairs if kind != 0}
+    if not own or not takes_types(model, min(own)[0]):
+        return -1
+    if len(own) > 1 or next(iter(own))[1] != _CLASS_TYPE:
+        raise ImportRefused(f"its tokenizer gives tokens of one text types that are not served: {sorted(own)}")
+    return int(next(iter(own))[0])
 
 
 def _quiet() -> None:

@@ -80,6 +80,7 @@ class Manifest:
     weight_dtype: str  # "float32" or "bfloat16"
     chat: bool = False  # carries a chat template
     eos_token_ids: tuple[int, ...] = ()  # generators: what ends an answer; classifiers: what must end each sequence
+    class_token_id: int = -1  # the token that has token type 2 wherever it stands, as XLNet's and Funnel's; -1: none
     created_s: float = 0.0  # Unix time
     golden: Golden | None = None  # None only for bases
     source: str = ""  # imports: where it came from; jobs: "job"

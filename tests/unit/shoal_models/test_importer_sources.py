@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from importlib.metadata import distribution
@@ -19,6 +20,7 @@ from shoal_models.load import load_version
 from shoal_models.packed import pack
 from shoal_training.import_command import import_model as command
 from tiny_models import CLASSIFIERS, CPU, GENERATORS, OTHER_CLASSIFIERS, tiny_model
+from tokenizers import processors
 
 
 @pytest.fixture
@@ -288,3 +290,45 @@ def test_a_tokenizer_that_does_not_end_texts_where_the_model_reads_is_refused(tm
     tokenizer.save_pretrained(tmp_path / "bart")
     with pytest.raises(ImportRefused, match=r"reads at token 3; its tokenizer ends a text with \[2\]"):
         import_model("b", str(tmp_path / "bart"), tmp_path / "models")
+
+
+def _class_type_tokenizer(tokenizer: Any, class_type: int) -> Any:
+    """Like XLNet's: the class token comes last and has a type of its own."""
+    changed = copy.deepcopy(tokenizer)
+    changed.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A [SEP] [CLS]:{class_type}",
+        pair=f"$A [SEP] $B:1 [SEP]:1 [CLS]:{class_type}",
+        special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
+    )
+    return changed
+
+
+@pytest.mark.parametrize("family", ["XLNet", "Funnel"])
+def test_a_class_token_keeps_the_type_that_its_tokenizer_gives_it(family: str, tmp_path: Path, tokenizer: Any) -> None:
+    model = tiny_model(f"{family}ForSequenceClassification", OTHER_CLASSIFIERS[family]())
+    model.save_pretrained(tmp_path / "source")
+    typed = _class_type_tokenizer(tokenizer, 2)
+    typed.save_pretrained(tmp_path / "source")
+    manifest = import_model("typed", str(tmp_path / "source"), tmp_path / "models")
+    assert manifest.class_token_id == 1
+    loaded = load_version(tmp_path / "models/typed/1", manifest, dtype=torch.float32, device=CPU)
+    texts = [("the quick brown fox",), ("jumps over", "the lazy dog"), ("fox",)]
+    encodings = [typed(*text, return_token_type_ids=True) for text in texts]
+    seconds = [-1, encodings[1]["token_type_ids"].index(1), -1]
+    found = loaded.logits(pack([e["input_ids"] for e in encodings], device=CPU, second_starts=seconds))
+    differences = []
+    for row, encoding in zip(found, encodings, strict=True):
+        given = {name: torch.tensor([encoding[name]]) for name in ("input_ids", "token_type_ids")}
+        with torch.no_grad():
+            expected = model(**given).logits[0]
+            unlike = model(**given | {"token_type_ids": given["token_type_ids"].clamp(max=1)}).logits[0]
+        torch.testing.assert_close(row, expected, atol=1e-4, rtol=0)
+        differences.append(float((expected - unlike).abs().max()))
+    assert differences[1] > 0.001, "in a pair the class token's own type makes a difference"
+
+
+def test_types_of_special_tokens_that_are_not_served_are_refused(tmp_path: Path, tokenizer: Any) -> None:
+    tiny_model("XLNetForSequenceClassification", OTHER_CLASSIFIERS["XLNet"]()).save_pretrained(tmp_path / "source")
+    _class_type_tokenizer(tokenizer, 3).save_pretrained(tmp_path / "source")
+    with pytest.raises(ImportRefused, match=r"types that are not served: \[\(1, 3\)\]"):
+        import_model("typed", str(tmp_path / "source"), tmp_path / "models")
