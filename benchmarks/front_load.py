@@ -18,11 +18,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 import psutil
 import uvloop
 from shoal.v1 import classify_pb2, common_pb2
+from shoal_server.process import ENGINE_IO_THREAD
 
 from benchmarks import workload
 
@@ -54,21 +56,30 @@ class Shape:
 class Cpu:
     """CPU seconds of a process."""
 
-    main_s: float  # its first thread
-    others_s: float
+    all_s: float
+    io_s: float  # of an engine's IO thread; 0 in other processes
 
     @classmethod
     def of(cls, pid: int) -> Cpu:
         """What it has used so far."""
         process = psutil.Process(pid)
         times = process.cpu_times()
-        main = next(thread for thread in process.threads() if thread.id == pid)
-        main_s = main.user_time + main.system_time
-        return cls(main_s=main_s, others_s=times.user + times.system - main_s)
+        io_s = sum(
+            t.user_time + t.system_time for t in process.threads() if _thread_name(pid, t.id) == ENGINE_IO_THREAD
+        )
+        return cls(all_s=times.user + times.system, io_s=io_s)
 
     def since(self, before: Cpu) -> Cpu:
         """What was used in between."""
-        return Cpu(main_s=self.main_s - before.main_s, others_s=self.others_s - before.others_s)
+        return Cpu(all_s=self.all_s - before.all_s, io_s=self.io_s - before.io_s)
+
+
+def _thread_name(pid: int, thread_id: int) -> str:
+    """Its name; empty when it has ended meanwhile."""
+    try:
+        return Path(f"/proc/{pid}/task/{thread_id}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

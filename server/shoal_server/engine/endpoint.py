@@ -29,6 +29,7 @@ from shoal_server.ipc.messages import (
     UnloadVersion,
 )
 from shoal_server.log import Log
+from shoal_server.process import ENGINE_IO_THREAD, name_thread
 
 CONTROL = 0  # peer id of the control process; fronts count from 1
 
@@ -62,7 +63,7 @@ class Endpoint:
             ChannelClosed: control is gone.
             OSError: the socket cannot be made.
         """
-        threading.Thread(target=self._run, args=(hello,), name="io", daemon=True).start()
+        threading.Thread(target=self._run, args=(hello,), name=ENGINE_IO_THREAD, daemon=True).start()
         self._loop = self._started.result()
 
     def send(self, replies: Sequence[Reply]) -> None:
@@ -76,6 +77,7 @@ class Endpoint:
         Path(self._address).unlink(missing_ok=True)
 
     def _run(self, hello: EngineHello) -> None:
+        name_thread(ENGINE_IO_THREAD)
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(self._serve(hello))
