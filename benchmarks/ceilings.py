@@ -109,7 +109,9 @@ def encoder_work(config: Any) -> EncoderWork:
     )
 
 
-def decoder_work(model: torch.nn.Module) -> DecoderWork:
-    """Count the weights of a model's linear layers; an output layer that shares the embedding counts too."""
-    weights = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    return DecoderWork(num_matmul_weights=sum(weight.numel() for weight in weights))
+def decoder_work(config: Any) -> DecoderWork:
+    """From a transformers configuration of a Llama-like decoder; its output layer counts, its embedding does not."""
+    hidden, inner = int(config.hidden_size), int(config.intermediate_size)
+    keys = hidden // int(config.num_attention_heads) * int(config.num_key_value_heads)
+    layer = 2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * inner
+    return DecoderWork(num_matmul_weights=int(config.num_hidden_layers) * layer + hidden * int(config.vocab_size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,11 +79,14 @@ def contender(name: str, model: str, dtype: str, changes: Changes) -> Contender:
     """By name. A peer comes with the settings that its sweep found best.
 
     Raises:
-        NotSwept: it was never tuned for this number type.
+        NotSwept: it was never tuned.
     """
     if name == SHOAL:
         return Shoal(model=model, dtype=dtype, changes=changes)
     if name == NAIVE:
         return Naive(model=model, dtype=dtype)
     peer = PEERS[name]
-    return TunedPeer(peer, best.read(peer, dtype).settings, folders.ensure_classifier())
+    found = best.read(peer, dtype)
+    settings = dataclasses.replace(found.settings, dtype=dtype)
+    swept = f"swept {found.date} in {found.settings.dtype}"
+    return TunedPeer(peer, settings, folders.ensure_classifier(), swept)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -32,6 +32,10 @@ class EncoderWork(msgspec.Struct, frozen=True, kw_only=True):
         return float(
             self.num_layers * sum(per_token * length + 4 * self.hidden_size * length * length for length in lengths)
         )
+
+    def texts_per_s(self, ceilings: Ceilings, compute_dtype: str, lengths: Sequence[int]) -> float:
+        """Of texts of such lengths at most, if nothing else took time."""
+        return ceilings.flops(compute_dtype) * len(lengths) / self.flops(lengths)
 
 
 class DecoderWork(msgspec.Struct, frozen=True, kw_only=True):

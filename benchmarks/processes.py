@@ -18,6 +18,12 @@ def cpu_s(pid: int) -> float:
     return total
 
 
+def machine_cpu_s() -> float:
+    """CPU seconds that all processes of the machine have used so far; interrupts are nobody's."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system)
+
+
 def tree(pid: int) -> list[psutil.Process]:
     """A process and its living descendants; nothing when it has ended."""
     try:

@@ -45,6 +45,8 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True):
     p95_s: float | None = None
     p99_s: float | None = None
     cpu_s: float | None = None  # of all processes of the server, for each call
+    client_cpu_s: float | None = None  # of the load generator, for each call
+    foreign_share: float = 0.0  # of all cores' time, taken by processes that have no part in the measurement
     input_tokens_per_s: float = 0.0  # where the server counts them
     first_token_p50_s: float | None = None
     inter_token_p50_s: float | None = None
@@ -70,6 +72,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     measures: tuple[Measure, ...] = ()
     checked: Checked | None = None
     failure: str = ""
+    measured_at: float = 0.0  # Unix time
 
 
 class Store:

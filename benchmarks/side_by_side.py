@@ -4,7 +4,8 @@ Parts: `limits` (what the machine could do), `closed` (1, 32 and 64 calls in fli
 `open` (Poisson arrivals at half of what the best peer can do), `engines` (forwards without a server) and `generate`.
 Each turn starts a server, checks its answers, measures and stops it; its record is a file below
 benchmarks/out/side_by_side. Without options the naive server and the two peers that did best in their sweeps take part,
-within 45 minutes; --all takes everybody. Writes benchmarks/RESULTS.md and its plots.
+within 45 minutes (open loops and Generate in bfloat16 only); --all takes everybody. Writes benchmarks/RESULTS.md and
+its plots.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ TRIAL_FOLDER = folders.OUT / "side_by_side_trial"  # of runs with --set or --sca
 PARTS = ("limits", CLOSED, OPEN, "engines", GENERATE)
 NUM_BEST = 2  # peers beside the naive server when not everybody takes part
 ROUNDS = 3
+MAX_TRIES = 2  # of a turn that other processes disturb
 MINUTES = 43.0  # most time of a run without --all, setting up environments apart
 
 
@@ -44,7 +46,7 @@ class Run:
     peers: tuple[str, ...]
     parts: tuple[str, ...]
     dtypes: tuple[str, ...]
-    open_dtypes: tuple[str, ...]
+    rest_dtypes: tuple[str, ...]  # of the parts other than closed loops
     rounds: int
     changes: Changes
     scale: float  # of all times
@@ -59,6 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     folder = TRIAL_FOLDER if trial else FOLDER
     if not (options.resume or options.only or options.report):
         shutil.rmtree(folder, ignore_errors=True)
+    for part in options.only.split(",") if options.only and not options.resume else ():
+        shutil.rmtree(folder / part, ignore_errors=True)
     store = Store(folder)
     if not options.report:
         _prepare()
@@ -70,10 +74,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks side-by-side", description=__doc__)
-    parser.add_argument("--all", action="store_true", help="all peers, open loops in both number types; no time limit")
+    parser.add_argument("--all", action="store_true", help="all peers, all parts in both number types; no time limit")
     parser.add_argument("--peers", default="", help="these peers, separated by commas")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="interleaved rounds (default %(default)s)")
-    parser.add_argument("--only", default="", help=f"parts to measure anew or go on with, of {', '.join(PARTS)}")
+    parser.add_argument(
+        "--only", default="", help=f"parts to measure anew, or with --resume to go on with, of {', '.join(PARTS)}"
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="one number type")
     parser.add_argument("--resume", action="store_true", help="keep the turns that are there and take the others")
     parser.add_argument("--report", action="store_true", help="measure nothing, write the page from what is there")
@@ -103,7 +109,7 @@ def _run(options: argparse.Namespace, peers: tuple[str, ...]) -> Run:
         peers=peers,
         parts=parts,
         dtypes=dtypes,
-        open_dtypes=dtypes if options.all else dtypes[:1],
+        rest_dtypes=dtypes if options.all else dtypes[:1],
         rounds=options.rounds,
         changes=_changes(options.set),
         scale=options.scale,
@@ -158,7 +164,7 @@ def _measure(run: Run, store: Store, console: Console) -> None:
 
 def _rounds(run: Run, part: str, store: Store, console: Console) -> None:
     for number in range(run.rounds):
-        for dtype in run.open_dtypes if part == OPEN else run.dtypes:
+        for dtype in run.dtypes if part == CLOSED else run.rest_dtypes:
             peers = run.peers if len(run.peers) > NUM_BEST + 1 else _best(run.peers, dtype)
             field = Field(shoal=SHOAL, others=(NAIVE, *peers), bare=bare_turn.BARE, generators=(NAIVE,))
             loads = plan.loads_of(part, capacity(store.load(), dtype, field.others))
@@ -167,9 +173,7 @@ def _rounds(run: Run, part: str, store: Store, console: Console) -> None:
                     console.print("out of time: the page is written from what is there")
                     return
                 if not store.has(slot.part, slot.dtype, slot.round, slot.name):
-                    turn = _take(slot, run.changes)
-                    store.save(turn)
-                    console.print(_line(turn))
+                    store.save(_take_undisturbed(slot, run.changes, console))
 
 
 def _best(peers: tuple[str, ...], dtype: str) -> list[str]:
@@ -185,6 +189,16 @@ def capacity(found: list[Turn], dtype: str, others: tuple[str, ...]) -> float:
         for label in labels
     ]
     return max((rate for rate in rates if rate == rate), default=0.0)
+
+
+def _take_undisturbed(slot: Slot, changes: Changes, console: Console, tries: int = MAX_TRIES) -> Turn:
+    """Again when other processes took part of the machine, but not forever: the record tells how large a part."""
+    turn = _take(slot, changes)
+    console.print(_line(turn))
+    if tries == 1 or not turns.disturbed(turn):
+        return turn
+    console.print("disturbed by other processes; taken again")
+    return _take_undisturbed(slot, changes, console, tries - 1)
 
 
 def _take(slot: Slot, changes: Changes) -> Turn:

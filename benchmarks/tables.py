@@ -111,6 +111,7 @@ def closed_table(turns: Sequence[Turn], dtype: str) -> TableOf:
         cells += [
             milliseconds(of(turns, CLOSED, dtype, name, loads[0], lambda m: m.p50_s)) if loads else "-",
             milliseconds(of(turns, CLOSED, dtype, name, "32 in flight", lambda m: m.cpu_s)),
+            milliseconds(of(turns, CLOSED, dtype, name, "32 in flight", lambda m: m.client_cpu_s)),
             _answers(turns, dtype, name),
             _failures(turns, CLOSED, dtype, name),
         ]
@@ -122,6 +123,7 @@ def closed_table(turns: Sequence[Turn], dtype: str) -> TableOf:
             *rates,
             "p50 ms, 1 in flight",
             "CPU ms a request",
+            "of the client",
             "answers: same label, largest difference",
             "failed",
         ),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import uvloop
 
 from benchmarks import answers, news, processes
@@ -21,6 +24,7 @@ from benchmarks.workload import Item, generate_items
 
 NUM_PROMPTS = 400
 WARM_IN_FLIGHT = 32
+MAX_FOREIGN_SHARE = 0.05
 SETTLE_S = 0.5  # cancelled calls leave the server
 
 
@@ -43,6 +47,11 @@ def take(slot: Slot, contender: Contender, folder: Path) -> Turn:
             return uvloop.run(_measure(slot, contender, server))
     except (ServerStartError, CallFailed) as error:
         return failed(slot, str(error))
+
+
+def disturbed(turn: Turn) -> bool:
+    """Whether something else ran on the machine meanwhile: two threads that wait for each other then stand still."""
+    return any(measure.foreign_share > MAX_FOREIGN_SHARE for measure in turn.measures)
 
 
 def failed(slot: Slot, reason: str) -> Turn:
@@ -68,6 +77,7 @@ async def _measure(slot: Slot, contender: Contender, server: Server) -> Turn:
         described=", ".join(filter(None, (contender.describe(), told))),
         measures=tuple(done),
         checked=checked,
+        measured_at=time.time(),
     )
 
 
@@ -91,14 +101,51 @@ async def put_under(caller: Caller, pid: int, items: Sequence[Item], load: Load,
         nonlocal ended
         ended += 1
 
-    before_s = await asyncio.to_thread(processes.cpu_s, pid)
+    before = _CpuTimes.read(pid)
     recording = await record(caller, items, load.loop(seed), load.window(), count)
-    used_s = await asyncio.to_thread(processes.cpu_s, pid) - before_s
+    used = _CpuTimes.read(pid).since(before)
     await asyncio.sleep(SETTLE_S)
-    return _as_measure(load, summarise(recording), used_s / ended if ended else None)
+    return msgspec.structs.replace(
+        _as_measure(load, summarise(recording)),
+        cpu_s=used.server_s / ended if ended else None,
+        client_cpu_s=used.client_s / ended if ended else None,
+        foreign_share=used.foreign_share,
+    )
 
 
-def _as_measure(load: Load, summary: Summary, cpu_s: float | None) -> Measure:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _CpuTimes:
+    """Processor seconds of everybody, so far or within a measurement."""
+
+    at_s: float
+    machine_s: float
+    server_s: float
+    client_s: float  # this process
+
+    @classmethod
+    def read(cls, pid: int) -> _CpuTimes:
+        return cls(
+            at_s=time.perf_counter(),
+            machine_s=processes.machine_cpu_s(),
+            server_s=processes.cpu_s(pid),
+            client_s=time.process_time(),
+        )
+
+    def since(self, before: _CpuTimes) -> _CpuTimes:
+        return _CpuTimes(
+            at_s=self.at_s - before.at_s,
+            machine_s=self.machine_s - before.machine_s,
+            server_s=self.server_s - before.server_s,
+            client_s=self.client_s - before.client_s,
+        )
+
+    @property
+    def foreign_share(self) -> float:
+        foreign_s = self.machine_s - self.server_s - self.client_s
+        return max(0.0, foreign_s / (self.at_s * len(os.sched_getaffinity(0))))
+
+
+def _as_measure(load: Load, summary: Summary) -> Measure:
     latency = _figures(summary.latency)
     inter_token = _figures(summary.inter_token)
     return Measure(
@@ -109,7 +156,6 @@ def _as_measure(load: Load, summary: Summary, cpu_s: float | None) -> Measure:
         p50_s=latency[0],
         p95_s=latency[1],
         p99_s=latency[2],
-        cpu_s=cpu_s,
         input_tokens_per_s=summary.input_tokens_per_s,
         first_token_p50_s=_figures(summary.first_token)[0],
         inter_token_p50_s=inter_token[0],

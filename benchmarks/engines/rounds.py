@@ -10,7 +10,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,18 +132,15 @@ def _command(engine: Engine, texts: Path) -> list[str]:
 
 
 def measure(rounds: int, folder: Path, console: Console, deadline_s: float) -> None:
-    """Start and tune all engines, then take `rounds` turns; writes `NAME` into `folder`."""
+    """Start all engines and let each run `rounds` times; writes `NAME` into `folder`."""
     running, results = _start(console)
     limits = ceilings.measure()
     try:
-        tuned = {name: _tune(engine, running[name], console) for name, engine in _present(running)}
         for number in range(rounds):
-            for name, engine in _present(running):
-                if time.monotonic() > deadline_s and number:
-                    break
-                ran = running[name].run(tuned[name], ROUND_S)
-                results[name] = _added(results[name], tuned[name], ran, engine.dtype)
-                console.print(f"engines round {number + 1} {name:18} {ran.texts_per_s:,.0f} texts/s")
+            for engine in _present(running):
+                if time.monotonic() < deadline_s or not number:
+                    results[engine.name] = _turn(engine, running, results[engine.name])
+                    console.print(f"engines round {number + 1} {_told(results[engine.name])}")
     finally:
         for process in running.values():
             process.close()
@@ -153,8 +149,25 @@ def measure(rounds: int, folder: Path, console: Console, deadline_s: float) -> N
     (folder / NAME).write_bytes(msgspec.json.format(msgspec.json.encode(found)))
 
 
-def _present(running: dict[str, Running]) -> list[tuple[str, Engine]]:
-    return [(engine.name, engine) for engine in ENGINES if engine.name in running]
+def _present(running: dict[str, Running]) -> list[Engine]:
+    return [engine for engine in ENGINES if engine.name in running]
+
+
+def _turn(engine: Engine, running: dict[str, Running], result: EngineResult) -> EngineResult:
+    """One round more, after tuning in the first. An engine that fails takes no further part."""
+    try:
+        setup = result.setup or _tune(engine, running[engine.name])
+        return _added(result, setup, running[engine.name].run(setup, ROUND_S))
+    except EngineFailed as error:
+        del running[engine.name]
+        return EngineResult(name=engine.name, dtype=engine.dtype, failure=str(error))
+
+
+def _told(result: EngineResult) -> str:
+    if result.setup is None:
+        return f"{result.name} failed: {result.failure}"
+    setup = f"{result.setup.threads} threads, {result.setup.batch} a batch"
+    return f"{result.name:18} {result.texts_per_s[-1]:,.0f} texts/s with {setup}"
 
 
 def _start(console: Console) -> tuple[dict[str, Running], dict[str, EngineResult]]:
@@ -176,20 +189,18 @@ def _start(console: Console) -> tuple[dict[str, Running], dict[str, EngineResult
     return running, results
 
 
-def _tune(engine: Engine, process: Running, console: Console) -> Setup:
+def _tune(engine: Engine, process: Running) -> Setup:
     rates = {setup: process.run(setup, TUNE_S).texts_per_s for setup in engine.setups}
-    best = max(rates, key=lambda setup: rates[setup])
-    console.print(f"{engine.name}: best with {best.threads} threads and batches of {best.batch}")
-    return best
+    return max(rates, key=lambda setup: rates[setup])
 
 
-def _added(result: EngineResult, setup: Setup, ran: Ran, dtype: str) -> EngineResult:
+def _added(result: EngineResult, setup: Setup, ran: Ran) -> EngineResult:
     workload = news.ensure()
-    check = answers.compare(dtype, ran.scores, answers.ensure_reference(workload))
+    check = answers.compare(result.dtype, ran.scores, answers.ensure_reference(workload))
     flops_per_text = _work().flops(workload.num_tokens[:NUM_TEXTS]) / NUM_TEXTS
     return EngineResult(
         name=result.name,
-        dtype=dtype,
+        dtype=result.dtype,
         setup=setup,
         texts_per_s=[*result.texts_per_s, ran.texts_per_s],
         flops_per_s=[*result.flops_per_s, ran.texts_per_s * flops_per_text],
@@ -205,8 +216,3 @@ def read(folder: Path) -> EngineResults | None:
     """What was measured last; None when nothing was."""
     path = folder / NAME
     return msgspec.json.decode(path.read_bytes(), type=EngineResults) if path.exists() else None
-
-
-def names(results: Sequence[EngineResult], prefix: str) -> list[EngineResult]:
-    """Those of one maker."""
-    return [result for result in results if result.name.startswith(prefix)]

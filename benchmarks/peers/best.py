@@ -12,7 +12,7 @@ from benchmarks.peers.settings import Settings
 
 
 class NotSwept(Exception):
-    """A peer has no best settings for a number type: `make bench-sweep PEER=...` finds them."""
+    """A peer has no best settings: `make bench-sweep PEER=...` finds them."""
 
 
 class Best(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,15 +32,15 @@ def path(peer: Peer) -> Path:
 
 
 def read(peer: Peer, dtype: str) -> Best:
-    """What was found for `dtype`.
+    """What was found for `dtype`; for another number type where it was not swept in this one.
 
     Raises:
-        NotSwept: nothing was.
+        NotSwept: it was never swept.
     """
     found = _read(peer)
-    if dtype not in found:
-        raise NotSwept(f"{peer.name} was never swept in {dtype}: make bench-sweep PEER={peer.name}")
-    return found[dtype]
+    if not found:
+        raise NotSwept(f"{peer.name} was never swept: make bench-sweep PEER={peer.name}")
+    return found.get(dtype) or next(iter(found.values()))
 
 
 def write(peer: Peer, dtype: str, best: Best) -> None:
@@ -53,8 +53,8 @@ def fastest(peers: list[Peer], dtype: str, count: int) -> list[str]:
     """Names of the peers that did best in their sweeps, the best first."""
     scores: dict[str, float] = {}
     for peer in peers:
-        best = _read(peer).get(dtype)
-        if best is not None:
+        if _read(peer):
+            best = read(peer, dtype)
             scores[peer.name] = Tried(settings=best.settings, rates=best.rates).score
     return sorted(scores, key=lambda name: -scores[name])[:count]
 

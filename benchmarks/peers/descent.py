@@ -1,20 +1,19 @@
 """What a sweep tries next, and what it has found. Pure.
 
 The whole product of the axes would take hours, so they are walked one after the other (coordinate descent): every value
-of an axis is tried with the best values of the axes before it. Then the fastest few are tried again, since short tries
-on a shared machine are noisy; medians decide.
+of an axis is tried with the best values of the others so far. Then the fastest few are tried again. The best try
+of the same settings counts, since whatever else a machine does only makes a try slower.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.peers.settings import AXES, Grid, Settings
 
-NUM_FINALISTS = 2
+NUM_FINALISTS = 3
 TRIES_OF_FINALISTS = 2
 
 
@@ -50,17 +49,10 @@ def next_settings(grid: Grid, dtype: str, tries: Sequence[Tried]) -> Settings | 
 
 
 def score(settings: Settings, tries: Sequence[Tried]) -> float:
-    """Median over the tries of these settings; 0 of none."""
-    found = [tried.score for tried in tries if tried.settings == settings]
-    return statistics.median(found) if found else 0.0
+    """The best of the tries of these settings; 0 of none."""
+    return max((tried.score for tried in tries if tried.settings == settings), default=0.0)
 
 
 def winner(tries: Sequence[Tried]) -> Tried | None:
-    """The fastest settings with the medians of their rates; None when all failed."""
-    working = {tried.settings for tried in tries if tried.score}
-    if not working:
-        return None
-    best = max(working, key=lambda settings: score(settings, tries))
-    theirs = [tried.rates for tried in tries if tried.settings == best and tried.rates]
-    rates = {number: statistics.median(rates[number] for rates in theirs) for number in theirs[0]}
-    return Tried(settings=best, rates=rates)
+    """The fastest; None when all failed."""
+    return max((tried for tried in tries if tried.score), key=lambda tried: tried.score, default=None)

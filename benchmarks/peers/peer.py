@@ -103,8 +103,9 @@ def free_port() -> int:
 class TunedPeer:
     """A peer with settings: a contender."""
 
-    def __init__(self, peer: Peer, settings: Settings, model: Path) -> None:
-        """`model` is a transformers folder."""
+    def __init__(self, peer: Peer, settings: Settings, model: Path, told: str = "") -> None:
+        """`model` is a transformers folder; `told` says where the settings come from."""
+        self._told = told
         self.peer = peer
         self.settings = settings
         self._model = model
@@ -128,4 +129,4 @@ class TunedPeer:
 
     def describe(self) -> str:
         """As the protocol says."""
-        return f"{self.peer.package} {self.peer.version()}: {self.settings.label()}"
+        return f"{self.peer.package} {self.peer.version()}: {self.settings.label()}{self._told and f' ({self._told})'}"

@@ -23,7 +23,7 @@ class Settings:
         return f"{workers} x {threads}, batch {self.max_batch}, delay {self.delay_ms:g} ms"
 
 
-AXES = ("splits", "max_batches", "delays_ms")  # in the order in which they are walked
+AXES = ("splits", "max_batches", "splits", "delays_ms")  # as they are walked: splits again with the best batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,6 @@ class Grid:
     splits: tuple[Split, ...] = (
         Split(workers=1, threads=2),
         Split(workers=2, threads=1),
-        Split(workers=1, threads=1),
     )
     max_batches: tuple[int, ...] = (16, 1, 8, 32)
     delays_ms: tuple[float, ...] = (5.0, 1.0, 15.0)

@@ -29,7 +29,7 @@ from benchmarks.records import Load
 from benchmarks.turns import Slot
 
 IN_FLIGHT = (32, 64)
-WARM_UP_S = 6.0
+WARM_UP_S = 5.0
 FOLDER = folders.OUT / "sweeps"
 
 
@@ -60,7 +60,11 @@ def _sweep(peer: Peer, dtype: str, seconds: float, end_s: float, console: Consol
         if time.monotonic() > end_s:
             console.print(f"{peer.name} {dtype}: out of time after {len(tries)} tries; run it again to go on")
             return 3
-        tries.append(_try(peer, settings, seconds))
+        tried = _try(peer, settings, seconds)
+        if tried is None:
+            console.print("disturbed by other processes; tried again")
+            continue
+        tries.append(tried)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(msgspec.json.encode(tries))
         console.print(f"{peer.name} {dtype} {settings.label()}: {_told(tries[-1])}")
@@ -74,10 +78,13 @@ def _sweep(peer: Peer, dtype: str, seconds: float, end_s: float, console: Consol
     return 0
 
 
-def _try(peer: Peer, settings: Settings, seconds: float) -> Tried:
-    loads = tuple(Load(in_flight=number, warmup_s=1.5, duration_s=seconds) for number in IN_FLIGHT)
+def _try(peer: Peer, settings: Settings, seconds: float) -> Tried | None:
+    """None when other processes disturbed it."""
+    loads = tuple(Load(in_flight=number, warmup_s=1.0, duration_s=seconds) for number in IN_FLIGHT)
     slot = Slot(part="sweep", dtype=settings.dtype, round=0, name=peer.name, loads=loads, warm_up_s=WARM_UP_S)
     turn = turns.take(slot, TunedPeer(peer, settings, folders.ensure_classifier()), _work(peer))
+    if turns.disturbed(turn):
+        return None
     if turn.failure or (turn.checked is not None and not turn.checked.passed):
         return Tried(settings=settings, rates={}, failure=turn.failure or f"wrong answers: {turn.checked}")
     return Tried(settings=settings, rates={m.load.in_flight: round(m.rate, 1) for m in turn.measures})

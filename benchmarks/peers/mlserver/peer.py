@@ -21,7 +21,6 @@ class MLServer(Peer):
             Split(workers=1, threads=2),
             Split(workers=0, threads=2),
             Split(workers=2, threads=1),
-            Split(workers=1, threads=1),
         )
     )
 
