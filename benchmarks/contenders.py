@@ -76,17 +76,15 @@ class Naive:
 
 
 def contender(name: str, model: str, dtype: str, changes: Changes) -> Contender:
-    """By name. A peer comes with the settings that its sweep found best.
-
-    Raises:
-        NotSwept: it was never tuned.
-    """
+    """By name. A peer comes with the settings that its sweep found best."""
     if name == SHOAL:
         return Shoal(model=model, dtype=dtype, changes=changes)
     if name == NAIVE:
         return Naive(model=model, dtype=dtype)
     peer = PEERS[name]
     found = best.read(peer, dtype)
-    settings = dataclasses.replace(found.settings, dtype=dtype)
+    if found is None:
+        return TunedPeer(peer, peer.grid.first(dtype), folders.ensure_classifier(), "not swept")
     swept = f"swept {found.date} in {found.settings.dtype}"
+    settings = dataclasses.replace(found.settings, dtype=dtype)
     return TunedPeer(peer, settings, folders.ensure_classifier(), swept)

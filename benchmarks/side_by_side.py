@@ -22,7 +22,6 @@ from benchmarks import bare_turn, ceilings, folders, news, plan, results_page, t
 from benchmarks.contenders import NAIVE, SHOAL, contender
 from benchmarks.engines import rounds
 from benchmarks.peers import best
-from benchmarks.peers.best import NotSwept
 from benchmarks.peers.environment import InstallError
 from benchmarks.peers.registry import PEERS
 from benchmarks.plan import CLOSED, DTYPES, GENERATE, OPEN, Field
@@ -207,10 +206,7 @@ def _take(slot: Slot, changes: Changes) -> Turn:
     if slot.part == OPEN and not slot.loads[0].rate:
         return turns.failed(slot, "no peer's capacity is known: measure the part closed first")
     model = folders.GENERATOR if slot.part == GENERATE else folders.CLASSIFIER
-    try:
-        one = contender(slot.name, model, slot.dtype, changes)
-    except NotSwept as error:
-        return turns.failed(slot, str(error))
+    one = contender(slot.name, model, slot.dtype, changes)
     return turns.take(slot, one, folders.OUT / "servers" / f"{slot.name}-{slot.part}-{slot.dtype}")
 
 

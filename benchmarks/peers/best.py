@@ -1,4 +1,7 @@
-"""The best settings of each peer, as the last sweep found them: best.json in its folder, which is committed."""
+"""The best settings of each peer, as the last sweep found them: best.json in its folder, which is committed.
+
+`make bench-sweep PEER=...` writes it.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,6 @@ import msgspec
 from benchmarks.peers.descent import Tried
 from benchmarks.peers.peer import Peer
 from benchmarks.peers.settings import Settings
-
-
-class NotSwept(Exception):
-    """A peer has no best settings: `make bench-sweep PEER=...` finds them."""
 
 
 class Best(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,16 +30,10 @@ def path(peer: Peer) -> Path:
     return peer.folder / "best.json"
 
 
-def read(peer: Peer, dtype: str) -> Best:
-    """What was found for `dtype`; for another number type where it was not swept in this one.
-
-    Raises:
-        NotSwept: it was never swept.
-    """
+def read(peer: Peer, dtype: str) -> Best | None:
+    """What was found for `dtype`, for another number type where it was not swept in this one; None before any sweep."""
     found = _read(peer)
-    if not found:
-        raise NotSwept(f"{peer.name} was never swept: make bench-sweep PEER={peer.name}")
-    return found.get(dtype) or next(iter(found.values()))
+    return found.get(dtype) or next(iter(found.values()), None)
 
 
 def write(peer: Peer, dtype: str, best: Best) -> None:
@@ -50,11 +43,11 @@ def write(peer: Peer, dtype: str, best: Best) -> None:
 
 
 def fastest(peers: list[Peer], dtype: str, count: int) -> list[str]:
-    """Names of the peers that did best in their sweeps, the best first."""
-    scores: dict[str, float] = {}
+    """Names of the peers that did best in their sweeps, the best first; those never swept come after them."""
+    scores: dict[str, float] = dict.fromkeys((peer.name for peer in peers), 0.0)
     for peer in peers:
-        if _read(peer):
-            best = read(peer, dtype)
+        best = read(peer, dtype)
+        if best is not None:
             scores[peer.name] = Tried(settings=best.settings, rates=best.rates).score
     return sorted(scores, key=lambda name: -scores[name])[:count]
 

@@ -1,4 +1,4 @@
-"""BentoML: one service with a batchable endpoint behind a service that takes single texts, as its guide lays out."""
+"""BentoML: one service with a batchable endpoint, whose dispatcher adapts batch and wait to what it sees."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Classifier:
     def __init__(self) -> None:
         self._model = PaddedClassifier(SERVED)
 
-    @bentoml.api(batchable=True, max_batch_size=SERVED.max_batch, max_latency_ms=60_000)
+    @bentoml.api(batchable=SERVED.max_batch > 1, max_batch_size=max(2, SERVED.max_batch), max_latency_ms=60_000)
     def classify(self, texts: list[str]) -> list[list[float]]:
         """One batch, which BentoML has put together."""
         return self._model.scores(texts)

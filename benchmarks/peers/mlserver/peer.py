@@ -18,9 +18,9 @@ class MLServer(Peer):
     package = "mlserver"
     grid = Grid(
         splits=(
+            Split(workers=2, threads=1),
             Split(workers=1, threads=2),
             Split(workers=0, threads=2),
-            Split(workers=2, threads=1),
         )
     )
 

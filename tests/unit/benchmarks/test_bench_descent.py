@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from benchmarks.peers import best
+from benchmarks.peers.best import Best
 from benchmarks.peers.descent import NUM_FINALISTS, TRIES_OF_FINALISTS, Tried, next_settings, winner
+from benchmarks.peers.peer import Peer
 from benchmarks.peers.registry import PEERS
 from benchmarks.peers.settings import Grid, Settings, Split
 
@@ -85,3 +90,30 @@ def test_cores_are_split_again_with_the_best_batch() -> None:
     found = winner(tries)
     assert found is not None
     assert (found.settings.workers, found.settings.max_batch) == (2, 1)
+
+
+def test_peer_that_was_never_swept_comes_after_those_that_were(tmp_path: Path) -> None:
+    class Somewhere(Peer):
+        @property
+        def folder(self) -> Path:
+            return tmp_path / self.name
+
+    def peer(name: str) -> Peer:
+        made = Somewhere()
+        made.name = made.package = name
+        made.folder.mkdir()
+        return made
+
+    peers = [peer("unknown"), peer("slow"), peer("fast")]
+    settings = GRID.first("bfloat16")
+    for which, found_rate in ((peers[1], 10.0), (peers[2], 20.0)):
+        best.write(
+            which,
+            "bfloat16",
+            Best(settings=settings, date="2026-11-27", machine="m", version="1", rates={32: found_rate}),
+        )
+    assert best.fastest(peers, "bfloat16", 3) == ["fast", "slow", "unknown"]
+    assert best.read(peers[0], "bfloat16") is None
+    elsewhere = best.read(peers[2], "float32")
+    assert elsewhere is not None
+    assert elsewhere.settings == settings
