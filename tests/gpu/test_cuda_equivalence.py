@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import models, tiny
+from harness import models, tiny, tiny_encoders
 from harness.reference import ReferenceClassifier, ReferenceGenerator, differs_at_near_tie
 from shoal_models.load import LoadedClassifier, LoadedGenerator, load_version
 from shoal_models.manifest import read_manifest
-from shoal_models.packed import PackedRow
+from shoal_models.packed import PackedRow, pack
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device"),
 ]
 BLOCK_TOKENS = 16
+PADDED = ("mpnet", "deberta-v2")
 
 
 def load(repository: Path, name: str, folder: Path, dtype: torch.dtype) -> LoadedClassifier | LoadedGenerator:
@@ -25,28 +26,21 @@ def load(repository: Path, name: str, folder: Path, dtype: torch.dtype) -> Loade
     return load_version(path, read_manifest(path), dtype=dtype, device=torch.device("cuda"))
 
 
-@pytest.mark.parametrize("kind", tiny.ENCODERS)
-def test_packed_classifiers_equal_transformers(tmp_path: Path, tiny_folders: dict[str, Path], kind: str) -> None:
+@pytest.mark.parametrize("head", ["sequence", "token"])
+@pytest.mark.parametrize("kind", sorted(tiny_encoders.ARCHITECTURES))
+def test_classifiers_equal_transformers(tmp_path: Path, kind: str, head: str) -> None:
     from transformers import AutoTokenizer
 
-    loaded = load(tmp_path, kind, tiny_folders[kind], torch.float32)
+    folder = tiny.make(kind, tmp_path / "source", head=head)
+    loaded = load(tmp_path / "models", kind, folder, torch.float32)
     assert isinstance(loaded, LoadedClassifier)
-    assert loaded.execution == "packed"
+    assert loaded.execution.split(":")[0] == ("padded" if kind in PADDED else "packed")
     texts = tiny.texts(9, 24, longest=30)
-    sequences = [AutoTokenizer.from_pretrained(tiny_folders[kind])(text).input_ids for text in texts]
-    starts = [0]
-    for ids in sequences:
-        starts.append(starts[-1] + len(ids))
-    row = PackedRow(
-        ids_T=torch.tensor([token for ids in sequences for token in ids], device="cuda"),
-        positions_T=torch.cat([torch.arange(len(ids), device="cuda") for ids in sequences]),
-        starts=tuple(starts),
-    )
-    with torch.inference_mode():
-        logits_SL = loaded.logits(row).cpu()
-    reference = ReferenceClassifier(tiny_folders[kind])
-    expected = torch.tensor([reference.logits(text) for text in texts])
-    torch.testing.assert_close(logits_SL, expected, atol=1e-3, rtol=1e-3)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    found = loaded.logits(pack([tokenizer(text).input_ids for text in texts], device=loaded.device)).cpu()
+    reference = ReferenceClassifier(folder)
+    expected = torch.cat([torch.tensor(reference.logits(text)).view(-1, found.shape[1]) for text in texts])
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", tiny.DECODERS)

@@ -32,7 +32,7 @@ class ReferenceClassifier:
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def logits(self, *texts: str) -> list[float]:
-        """Logits of one text, or of a pair."""
+        """Logits of one text, or of a pair; a list for each token where the head is for tokens."""
         inputs = self._tokenizer(*texts, return_tensors="pt")
         with self._torch.inference_mode():
             return self._model(**inputs).logits[0].tolist()  # type: ignore[no-any-return]
