@@ -102,9 +102,10 @@ def max_tokens_of(model: Any, tokenizer: Any) -> int:
         int(value) for name in _LENGTH_KEYS if isinstance(value := getattr(config, name, None), int) and value > 0
     ]
     limit = limits[0] if limits else _UNLIMITED_TOKENS
-    embeddings: Any = getattr(model.base_model, "embeddings", None)
-    if hasattr(embeddings, "create_position_ids_from_input_ids") or config.model_type == "mpnet":
-        limit -= int(embeddings.padding_idx) + 1  # RoBERTa and its kin begin to count behind the padding id
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding_id = getattr(table, "padding_idx", None)
+    if padding_id is not None:
+        limit -= int(padding_id) + 1  # RoBERTa and its kin begin to count behind the padding id
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") in _GROWING_ROPES:
         limit = min(limit, int(rope.get("original_max_position_embeddings") or limit))

@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers as tf
 from shoal_models import manifest as manifests
+from shoal_models.describe import max_tokens_of
 from shoal_models.generator import LoadedGenerator
 from shoal_models.importer import ImportRefused, import_model
 from shoal_models.load import load_version
@@ -81,12 +82,39 @@ def test_a_generator_keeps_its_number_type_or_is_stored_in_another_with_all_its_
     assert isinstance(loaded, LoadedGenerator)
 
 
-def test_mpnet_counts_its_positions_from_two_whatever_its_padding_id(tmp_path: Path, tokenizer: Any) -> None:
-    config = CLASSIFIERS["MPNet"]()
-    config.pad_token_id = 0
-    tiny_model("MPNetForSequenceClassification", config).save_pretrained(tmp_path / "mpnet")
-    tokenizer.save_pretrained(tmp_path / "mpnet")
-    assert import_model("m", str(tmp_path / "mpnet"), tmp_path / "models").max_tokens == 158
+@pytest.mark.parametrize(
+    ("architecture", "padding_id", "limit"),
+    [
+        ("RobertaForSequenceClassification", 1, 158),
+        ("MPNetForSequenceClassification", 0, 158),  # which counts from 2 whatever its padding id
+        ("IBertForSequenceClassification", 1, 158),
+        ("EsmForTokenClassification", 1, 158),
+        ("LongformerForSequenceClassification", 0, 159),
+        ("BertForSequenceClassification", 0, 160),
+        ("ElectraForSequenceClassification", 1, 160),
+    ],
+)
+def test_the_longest_sequence_is_one_that_the_model_takes(
+    architecture: str, padding_id: int, limit: int, tokenizer: Any
+) -> None:
+    """160 position embeddings, less those up to the padding id where positions are counted from behind it."""
+    config = getattr(tf, architecture).config_class(
+        vocab_size=120,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=160,
+        pad_token_id=padding_id,
+        **({"attention_window": [16]} if architecture.startswith("Longformer") else {}),
+    )
+    model = tiny_model(architecture, config)
+    assert max_tokens_of(model, tokenizer) == limit
+    with torch.no_grad():
+        model(input_ids=torch.full((1, limit), 5))
+        if limit < 160:
+            with pytest.raises((IndexError, RuntimeError)):
+                model(input_ids=torch.full((1, limit + 1), 5))
 
 
 def test_roberta_counts_its_positions_from_behind_the_padding_id(tmp_path: Path, tokenizer: Any) -> None:
