@@ -58,6 +58,8 @@ def publish_model(
         raise PublishError(f"weights are published in {' or '.join(_DTYPES)}, not in {manifest.weight_dtype!r}")
     if manifest.kind not in {"classifier", "generator", "base"}:
         raise PublishError(f"a version is a classifier, a generator or a base, not {manifest.kind!r}")
+    if not hasattr(model.config.get_text_config(), "vocab_size"):
+        raise PublishError(f"a {type(model).__name__} has no vocabulary of tokens")
     silence_progress_bars()
     description = describe(model, tokenizer, manifest.kind)
     if manifest.kind == "classifier":

@@ -360,3 +360,21 @@ def test_types_of_special_tokens_that_are_not_served_are_refused(tmp_path: Path,
     _class_type_tokenizer(tokenizer, 3).save_pretrained(tmp_path / "source")
     with pytest.raises(ImportRefused, match=r"types that are not served: \[\(1, 3\)\]"):
         import_model("typed", str(tmp_path / "source"), tmp_path / "models")
+
+
+def test_a_model_that_reads_characters_instead_of_tokens_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    wide = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    config = tf.CanineConfig(**wide, max_position_embeddings=160)
+    tiny_model("CanineForSequenceClassification", config).save_pretrained(tmp_path / "canine")
+    tokenizer.save_pretrained(tmp_path / "canine")
+    with pytest.raises(ImportRefused, match="a CanineForSequenceClassification has no vocabulary of tokens"):
+        import_model("canine", str(tmp_path / "canine"), tmp_path / "models")
+
+
+def test_a_model_that_needs_more_than_token_ids_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    wide = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    config = tf.BrosConfig(**wide, vocab_size=120, max_position_embeddings=160)
+    tiny_model("BrosForTokenClassification", config).save_pretrained(tmp_path / "bros")
+    tokenizer.save_pretrained(tmp_path / "bros")
+    with pytest.raises(ImportRefused, match="does not run on token ids alone: ValueError: You have to specify bbox"):
+        import_model("bros", str(tmp_path / "bros"), tmp_path / "models")
