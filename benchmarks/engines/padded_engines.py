@@ -79,6 +79,7 @@ def _openvino(path: Path, threads: int) -> work.Forward:
 
     core = openvino.Core()
     settings = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+    settings["ENABLE_CPU_PINNING"] = False  # or lanes would share a core
     compiled = core.compile_model(core.read_model(path), "CPU", settings)
     request = compiled.create_infer_request()
 

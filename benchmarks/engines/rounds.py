@@ -1,12 +1,13 @@
 """Runs the engines in turns, each in a process that waits while another one works; first tunes each of them.
 
-Tuning tries every number of threads and batch size shortly; the best of each engine then runs in every round. The
-machine's matrix products are measured beside them, since a share of a ceiling means little when both are taken at
-different times.
+Tuning tries shortly one forward on all cores and one on each core side by side, with every batch size; the best of each
+engine then runs in every round. The machine's matrix products are measured beside them, since a share of a ceiling
+means little when both are taken at different times.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 from rich.console import Console
+from shoal_server.engine.devices.cpu import CpuDevice
 from transformers import AutoConfig
 
 from benchmarks import answers, ceilings, folders, news
@@ -27,6 +29,7 @@ NUM_TEXTS = 1024
 TUNE_S = 1.5
 ROUND_S = 5.0
 NAME = "engines.json"
+_NUM_CORES = len(os.sched_getaffinity(0))
 _ENVIRONMENT = Environment(name="engines", requirements=Path(__file__).resolve().parent / "requirements.txt")
 
 
@@ -60,11 +63,18 @@ class EngineResults(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _padded_setups() -> tuple[Setup, ...]:
-    return tuple(Setup(threads=threads, batch=batch) for threads in (2, 1) for batch in (8, 16, 32, 64))
+    return tuple(
+        Setup(lanes=lanes, threads=_NUM_CORES // lanes, batch=batch)
+        for lanes in dict.fromkeys((_NUM_CORES, 1))
+        for batch in (8, 16, 32, 64)
+    )
 
 
 def _packed_setups() -> tuple[Setup, ...]:
-    return tuple(Setup(threads=threads, batch=1024) for threads in (2, 1))  # the batcher's token budget
+    return tuple(
+        Setup(lanes=lanes, threads=_NUM_CORES // lanes, batch=CpuDevice.classify_token_budget)
+        for lanes in dict.fromkeys((_NUM_CORES, 1))
+    )
 
 
 ENGINES = (
@@ -166,7 +176,7 @@ def _turn(engine: Engine, running: dict[str, Running], result: EngineResult) -> 
 def _told(result: EngineResult) -> str:
     if result.setup is None:
         return f"{result.name} failed: {result.failure}"
-    setup = f"{result.setup.threads} threads, {result.setup.batch} a batch"
+    setup = f"{result.setup.lanes} x {result.setup.threads} threads, {result.setup.batch} a batch"
     return f"{result.name:18} {result.texts_per_s[-1]:,.0f} texts/s with {setup}"
 
 

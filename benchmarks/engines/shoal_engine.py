@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,8 +31,12 @@ def main() -> int:
     assert isinstance(model, LoadedClassifier)
 
     def make(threads: int) -> work.Forward:
+        settled = threading.local()
+
         def forward(batch: list[list[int]]) -> Sequence[Sequence[float]]:
-            torch.set_num_threads(threads)
+            if not hasattr(settled, "done"):
+                torch.set_num_threads(threads)  # of this thread alone
+                settled.done = True
             found: list[list[float]] = model.logits(pack(batch, device=DEVICE)).softmax(dim=-1).tolist()
             return found
 

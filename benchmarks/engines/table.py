@@ -17,8 +17,9 @@ _SECTION = """\
 ## Engines alone
 Forwards of the same {count:,} texts in one process each, tokenized beforehand: Shoal as its batcher plans rows, in the
 order of arrival without padding; the others in batches sorted by length over all texts, which no server that answers
-as texts arrive could do. Threads and batch sizes are the best of those tried. The share is of the matrix products of
-the number type, measured just before, that linear layers and attention of the real lengths reach.
+as texts arrive could do. Lanes (forwards side by side), threads and batch sizes are the best of those tried. The share
+is of the matrix products of the number type, measured just before, that linear layers and attention of the real lengths
+reach.
 
 {table}
 """
@@ -33,7 +34,7 @@ def table(found: EngineResults) -> TableOf:
     """One line for each engine."""
     fastest = best(found.engines)
     return TableOf(
-        head=("", "texts/s", "Shoal's best is", "share of matrix products", "threads", "batch", "answers"),
+        head=("", "texts/s", "Shoal's best is", "share of matrix products", "lanes x threads", "batch", "answers"),
         lines=tuple(_line(found, result, fastest) for result in found.engines),
     )
 
@@ -91,7 +92,7 @@ def _line(found: EngineResults, result: EngineResult, fastest: EngineResult | No
         figure(median(result.texts_per_s), 0),
         figure(ratio(mine, median(result.texts_per_s))),
         f"{share(found, result):.0%}",
-        str(result.setup.threads),
+        f"{result.setup.lanes} x {result.setup.threads}",
         f"{result.setup.batch:,} {'tokens' if result.name.startswith(OURS) else 'texts'}",
         told + ("" if checked is None or checked.passed else ", WRONG"),
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -19,7 +21,8 @@ class Texts(msgspec.Struct, frozen=True, kw_only=True):
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """How an engine is run."""
 
-    threads: int
+    lanes: int  # forwards side by side, in threads of one process
+    threads: int  # of each
     batch: int  # texts of a padded batch, or tokens of a packed row
 
 
@@ -60,17 +63,17 @@ def by_budget(ids: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
     return batches
 
 
-def run(batches: list[list[int]], ids: list[list[int]], forward: Forward, seconds: float, num_checked: int) -> Ran:
+def run(
+    batches: list[list[int]], ids: list[list[int]], lanes: Sequence[Forward], seconds: float, num_checked: int
+) -> Ran:
     """All batches over and over; whole passes only, so that every length counts as often as it occurs."""
-    scores: dict[int, Sequence[float]] = {}
-    for batch in batches:  # warms up too
-        scores.update(zip(batch, forward([ids[n] for n in batch]), strict=True))
-    passes = 0
-    began = time.perf_counter()
-    while (taken := time.perf_counter() - began) < seconds:
-        for batch in batches:
-            forward([ids[n] for n in batch])
-        passes += 1
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        scores = _pass(batches, ids, lanes, pool)  # warms up too
+        passes = 0
+        began = time.perf_counter()
+        while (taken := time.perf_counter() - began) < seconds:
+            _pass(batches, ids, lanes, pool)
+            passes += 1
     return Ran(
         texts_per_s=passes * len(ids) / taken,
         tokens_per_s=passes * sum(map(len, ids)) / taken,
@@ -78,18 +81,37 @@ def run(batches: list[list[int]], ids: list[list[int]], forward: Forward, second
     )
 
 
+def _pass(
+    batches: list[list[int]], ids: list[list[int]], lanes: Sequence[Forward], pool: ThreadPoolExecutor
+) -> dict[int, Sequence[float]]:
+    """Each lane takes the next batch whenever it is free; scores by the numbers of the texts."""
+    waiting = deque(batches)
+    scores: dict[int, Sequence[float]] = {}
+
+    def work_off(forward: Forward) -> None:
+        while waiting:
+            try:
+                batch = waiting.popleft()
+            except IndexError:  # another lane was faster
+                return
+            scores.update(zip(batch, forward([ids[n] for n in batch]), strict=True))
+
+    list(pool.map(work_off, lanes))
+    return scores
+
+
 def serve(texts: Path, num_checked: int, plan: Callable[..., list[list[int]]], make: Callable[[int], Forward]) -> None:
-    """Answer each line of standard input; `make` builds the forward for a number of threads."""
+    """Answer each line of standard input; `make` builds the forward of a lane with so many threads."""
     ids = msgspec.json.decode(texts.read_bytes(), type=Texts).ids
-    made: dict[int, Forward] = {}
+    made: dict[int, list[Forward]] = {}
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     for line in sys.stdin:
         asked = msgspec.json.decode(line, type=Asked)
-        threads = asked.setup.threads
-        if threads not in made:
-            made[threads] = make(threads)
-        forward = made[threads]
-        found = run(plan(ids, asked.setup.batch), ids, forward, asked.seconds, num_checked)
+        lanes = made.setdefault(asked.setup.threads, [])
+        while len(lanes) < asked.setup.lanes:
+            lanes.append(make(asked.setup.threads))
+        batches = plan(ids, asked.setup.batch)
+        found = run(batches, ids, lanes[: asked.setup.lanes], asked.seconds, num_checked)
         sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
         sys.stdout.flush()

@@ -26,14 +26,15 @@ def test_packed_rows_keep_the_order_and_the_budget_but_for_a_text_that_is_longer
     assert work.by_budget(IDS, 16) == [[0, 1, 2], [3, 4, 5]]
 
 
-def test_whole_passes_are_counted_and_scores_come_in_the_order_of_the_texts() -> None:
+@pytest.mark.parametrize("num_lanes", [1, 3])
+def test_whole_passes_are_counted_and_scores_come_in_the_order_of_the_texts(num_lanes: int) -> None:
     calls: list[int] = []
 
     def forward(batch: list[list[int]]) -> Sequence[Sequence[float]]:
         calls.append(len(batch))
         return [[float(len(ids))] for ids in batch]
 
-    ran = work.run(work.by_length(IDS, 4), IDS, forward, seconds=0.01, num_checked=4)
+    ran = work.run(work.by_length(IDS, 4), IDS, [forward] * num_lanes, seconds=0.01, num_checked=4)
     assert ran.scores == [[5.0], [2.0], [9.0], [3.0]]
     assert sum(calls) % len(IDS) == 0
     assert ran.tokens_per_s / ran.texts_per_s == pytest.approx(32 / 6)
@@ -43,7 +44,7 @@ def result(name: str, dtype: str, rate: float, *, passed: bool = True) -> Engine
     return EngineResult(
         name=name,
         dtype=dtype,
-        setup=Setup(threads=2, batch=32),
+        setup=Setup(lanes=1, threads=2, batch=32),
         texts_per_s=[rate, rate * 2, 1.0],
         flops_per_s=[rate * 1e9, rate * 2e9, 1e9],
         checked=Checked(agreement=1.0, max_difference=0.0, passed=passed),
