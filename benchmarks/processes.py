@@ -3,9 +3,49 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import psutil
+
+MAX_FOREIGN_SHARE = 0.05  # beside more, a measurement counts as disturbed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuTimes:
+    """Processor seconds, so far or within a measurement."""
+
+    at_s: float
+    machine_s: float
+    server_s: float  # and of what it started
+    client_s: float  # this process
+
+    @classmethod
+    def read(cls, pid: int) -> CpuTimes:
+        """So far; `pid` is the server's."""
+        return cls(
+            at_s=time.perf_counter(),
+            machine_s=machine_cpu_s(),
+            server_s=cpu_s(pid),
+            client_s=time.process_time(),
+        )
+
+    def since(self, before: CpuTimes) -> CpuTimes:
+        """Within the time from `before`."""
+        return CpuTimes(
+            at_s=self.at_s - before.at_s,
+            machine_s=self.machine_s - before.machine_s,
+            server_s=self.server_s - before.server_s,
+            client_s=self.client_s - before.client_s,
+        )
+
+    @property
+    def foreign_share(self) -> float:
+        """Of all cores' time, taken by neither the server nor this process."""
+        foreign_s = self.machine_s - self.server_s - self.client_s
+        return max(0.0, foreign_s / (self.at_s * len(os.sched_getaffinity(0))))
 
 
 def cpu_s(pid: int) -> float:

@@ -42,7 +42,7 @@ MINUTES = 43.0  # most time of a run without --all, setting up environments apar
 class Run:
     """What was asked for."""
 
-    peers: tuple[str, ...]
+    peers: dict[str, list[str]]  # that take part in a number type
     parts: tuple[str, ...]
     dtypes: tuple[str, ...]
     rest_dtypes: tuple[str, ...]  # of the parts other than closed loops
@@ -98,14 +98,14 @@ def _prepare() -> None:
     news.ensure()
 
 
-def _run(options: argparse.Namespace, peers: tuple[str, ...]) -> Run:
+def _run(options: argparse.Namespace, installed: list[str]) -> Run:
     parts = tuple(options.only.split(",")) if options.only else PARTS
     if unknown := set(parts) - set(PARTS):
         raise SystemExit(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     dtypes = (options.dtype,) if options.dtype else DTYPES
     minutes = options.minutes or (24 * 60.0 if options.all else MINUTES)
     return Run(
-        peers=peers,
+        peers={dtype: [name for name in _wanted(options, dtype) if name in installed] for dtype in DTYPES},
         parts=parts,
         dtypes=dtypes,
         rest_dtypes=dtypes if options.all else dtypes[:1],
@@ -116,16 +116,17 @@ def _run(options: argparse.Namespace, peers: tuple[str, ...]) -> Run:
     )
 
 
-def _installed(options: argparse.Namespace, store: Store, console: Console) -> tuple[str, ...]:
-    """Names of the peers that take part and can be installed; the others leave a record with the reason."""
+def _wanted(options: argparse.Namespace, dtype: str) -> list[str]:
+    """Names of the peers that are to take part in a number type."""
     if options.peers:
-        wanted = options.peers.split(",")
-    elif options.all:
-        wanted = list(PEERS)
-    else:
-        wanted = sorted({name for dtype in DTYPES for name in best.fastest(list(PEERS.values()), dtype, NUM_BEST)})
+        return str(options.peers).split(",")
+    return list(PEERS) if options.all else best.fastest(list(PEERS.values()), dtype, NUM_BEST)
+
+
+def _installed(options: argparse.Namespace, store: Store, console: Console) -> list[str]:
+    """Names of the peers that take part and can be installed; the others leave a record with the reason."""
     found = []
-    for name in wanted:
+    for name in sorted({name for dtype in DTYPES for name in _wanted(options, dtype)}):
         try:
             PEERS[name].environment.ensure()
         except InstallError as error:
@@ -135,7 +136,7 @@ def _installed(options: argparse.Namespace, store: Store, console: Console) -> t
                 store.save(turns.failed(slot, f"cannot be installed: {error}"))
         else:
             found.append(name)
-    return tuple(found)
+    return found
 
 
 def _changes(settings: list[str]) -> Changes:
@@ -164,8 +165,7 @@ def _measure(run: Run, store: Store, console: Console) -> None:
 def _rounds(run: Run, part: str, store: Store, console: Console) -> None:
     for number in range(run.rounds):
         for dtype in run.dtypes if part == CLOSED else run.rest_dtypes:
-            peers = run.peers if len(run.peers) > NUM_BEST + 1 else _best(run.peers, dtype)
-            field = Field(shoal=SHOAL, others=(NAIVE, *peers), bare=bare_turn.BARE, generators=(NAIVE,))
+            field = Field(shoal=SHOAL, others=(NAIVE, *run.peers[dtype]), bare=bare_turn.BARE, generators=(NAIVE,))
             loads = plan.loads_of(part, capacity(store.load(), dtype, field.others))
             for slot in plan.scaled(plan.round_of(part, dtype, number, field, loads), run.scale):
                 if time.monotonic() > run.deadline_s:
@@ -173,10 +173,6 @@ def _rounds(run: Run, part: str, store: Store, console: Console) -> None:
                     return
                 if not store.has(slot.part, slot.dtype, slot.round, slot.name):
                     store.save(_take_undisturbed(slot, run.changes, console))
-
-
-def _best(peers: tuple[str, ...], dtype: str) -> list[str]:
-    return best.fastest([PEERS[name] for name in peers], dtype, NUM_BEST)
 
 
 def capacity(found: list[Turn], dtype: str, others: tuple[str, ...]) -> float:

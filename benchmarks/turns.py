@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ from benchmarks.workload import Item, generate_items
 
 NUM_PROMPTS = 400
 WARM_IN_FLIGHT = 32
-MAX_FOREIGN_SHARE = 0.05
 SETTLE_S = 0.5  # cancelled calls leave the server
 
 
@@ -51,7 +49,7 @@ def take(slot: Slot, contender: Contender, folder: Path) -> Turn:
 
 def disturbed(turn: Turn) -> bool:
     """Whether something else ran on the machine meanwhile: two threads that wait for each other then stand still."""
-    return any(measure.foreign_share > MAX_FOREIGN_SHARE for measure in turn.measures)
+    return any(measure.foreign_share > processes.MAX_FOREIGN_SHARE for measure in turn.measures)
 
 
 def failed(slot: Slot, reason: str) -> Turn:
@@ -101,9 +99,9 @@ async def put_under(caller: Caller, pid: int, items: Sequence[Item], load: Load,
         nonlocal ended
         ended += 1
 
-    before = _CpuTimes.read(pid)
+    before = processes.CpuTimes.read(pid)
     recording = await record(caller, items, load.loop(seed), load.window(), count)
-    used = _CpuTimes.read(pid).since(before)
+    used = processes.CpuTimes.read(pid).since(before)
     await asyncio.sleep(SETTLE_S)
     return msgspec.structs.replace(
         _as_measure(load, summarise(recording)),
@@ -111,38 +109,6 @@ async def put_under(caller: Caller, pid: int, items: Sequence[Item], load: Load,
         client_cpu_s=used.client_s / ended if ended else None,
         foreign_share=used.foreign_share,
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _CpuTimes:
-    """Processor seconds of everybody, so far or within a measurement."""
-
-    at_s: float
-    machine_s: float
-    server_s: float
-    client_s: float  # this process
-
-    @classmethod
-    def read(cls, pid: int) -> _CpuTimes:
-        return cls(
-            at_s=time.perf_counter(),
-            machine_s=processes.machine_cpu_s(),
-            server_s=processes.cpu_s(pid),
-            client_s=time.process_time(),
-        )
-
-    def since(self, before: _CpuTimes) -> _CpuTimes:
-        return _CpuTimes(
-            at_s=self.at_s - before.at_s,
-            machine_s=self.machine_s - before.machine_s,
-            server_s=self.server_s - before.server_s,
-            client_s=self.client_s - before.client_s,
-        )
-
-    @property
-    def foreign_share(self) -> float:
-        foreign_s = self.machine_s - self.server_s - self.client_s
-        return max(0.0, foreign_s / (self.at_s * len(os.sched_getaffinity(0))))
 
 
 def _as_measure(load: Load, summary: Summary) -> Measure:

@@ -8,8 +8,11 @@ import subprocess
 import sys
 import time
 
-from benchmarks import processes, turns
+import pytest
+
+from benchmarks import processes
 from benchmarks.calls import Arrival, Outcome
+from benchmarks.processes import CpuTimes
 from benchmarks.records import Load, Measure, Turn
 from benchmarks.turns import disturbed, put_under
 from benchmarks.workload import ClassifyItem, Item
@@ -43,7 +46,7 @@ async def test_measure_holds_rate_latencies_errors_and_processor_time() -> None:
 
 def test_turn_beside_a_busy_neighbour_counts_as_disturbed() -> None:
     calm = Measure(load=Load(in_flight=1), rate=1.0, num_calls=1, foreign_share=0.01)
-    busy = Measure(load=Load(in_flight=1), rate=1.0, num_calls=1, foreign_share=turns.MAX_FOREIGN_SHARE + 0.01)
+    busy = Measure(load=Load(in_flight=1), rate=1.0, num_calls=1, foreign_share=processes.MAX_FOREIGN_SHARE + 0.01)
     assert not disturbed(Turn(part="closed", dtype="float32", round=0, name="x", measures=(calm,)))
     assert disturbed(Turn(part="closed", dtype="float32", round=0, name="x", measures=(calm, busy)))
 
@@ -65,3 +68,11 @@ def test_processor_time_of_a_server_is_that_of_its_whole_family_and_what_it_leav
         processes.end(family[1:])
         assert not family[1].is_running()
     assert processes.tree(started.pid) == []
+
+
+def test_what_neither_server_nor_client_used_is_foreign() -> None:
+    """Of 2 s on all cores, 1 s was used: 0.5 s by the server, 0.1 s by the client, the rest by others."""
+    before = CpuTimes(at_s=10.0, machine_s=100.0, server_s=20.0, client_s=5.0)
+    after = CpuTimes(at_s=12.0, machine_s=101.0, server_s=20.5, client_s=5.1)
+    num_cores = len(os.sched_getaffinity(0))
+    assert after.since(before).foreign_share == pytest.approx(0.4 / (2.0 * num_cores))
