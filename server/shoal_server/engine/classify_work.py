@@ -23,6 +23,8 @@ from shoal_server.engine.usage import Usage
 
 _HOST_WEIGHT = 0.25  # of the newest forward in the mean time of planning and launching
 _EARLY = 0.8  # share of a forward's expected time after which the next one may be planned
+_SHORT_S = 0.001  # a forward that is over so soon is not worth handing to another thread
+_SHORT_ALONE_S = 0.005  # nor one that nobody waits behind
 _LOOK_S = 0.0002  # how often to see whether a forward has ended
 
 
@@ -171,13 +173,18 @@ class ClassifyWork:
         """Put a forward on the device; None when that failed and its calls are ended."""
         try:
             is_alone = not self._under_way and not self._batcher.waiting()
-            launched = self._runner.launch(self._runner.prepare(plan), is_alone=is_alone)
+            is_short = self._is_short(plan, is_alone=is_alone)
+            launched = self._runner.launch(self._runner.prepare(plan), is_alone=is_alone, is_short=is_short)
         except Exception as error:
             self._fail(plan, error, now_s)
             return None
         if self._queues_forwards:
             self._host_s += _HOST_WEIGHT * (self._clock() - now_s - self._host_s)
         return launched
+
+    def _is_short(self, plan: ClassifyPlan, *, is_alone: bool) -> bool:
+        expected_s = self._batcher.queue(plan.version).cost.seconds(plan.num_tokens)
+        return 0.0 < expected_s <= (_SHORT_ALONE_S if is_alone else _SHORT_S)
 
     def _fail(self, plan: ClassifyPlan, error: Exception, began_s: float) -> None:
         self._ended_s = self._clock()

@@ -90,8 +90,8 @@ class ModelRunner:
             return PreparedRow(plan=plan, row=row)
         return PreparedRow(plan=plan, row=_map_tensors(row, Tensor.pin_memory))
 
-    def launch(self, prepared: PreparedRow, *, is_alone: bool) -> Launched:
-        """Begin the forward of a prepared row; `is_alone`: nothing else runs or waits."""
+    def launch(self, prepared: PreparedRow, *, is_alone: bool, is_short: bool) -> Launched:
+        """Begin the forward of a prepared row. `is_alone`: nothing else runs or waits; `is_short`: it is soon over."""
         model, row = self._classifiers[prepared.plan.version].model, prepared.row
         if self._lanes is None:
             return self._launch_on_gpu(model, prepared.plan, row)
@@ -100,7 +100,8 @@ class ModelRunner:
             began_s = time.monotonic()
             return Computed(logits_RL=model.logits(row), seconds=time.monotonic() - began_s)
 
-        return OnLane(plan=prepared.plan, future=self._lanes.submit(compute, is_alone=is_alone))
+        submit = self._lanes.compute_here if is_short else self._lanes.submit
+        return OnLane(plan=prepared.plan, future=submit(compute, is_alone=is_alone))
 
     @torch.inference_mode()
     def generate(self, plan: StepPlan) -> Choices:

@@ -41,6 +41,7 @@ class FakeDevice:
     broken: VersionKey | None = None
     log: list[str] = field(default_factory=list)
     launched_alone: list[bool] = field(default_factory=list)
+    launched_short: list[bool] = field(default_factory=list)
     launched_s: list[float] = field(default_factory=list)
     spent_s: dict[VersionKey, float] = field(default_factory=dict)
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
@@ -49,8 +50,9 @@ class FakeDevice:
         self.now_s += PREPARE_S
         return plan
 
-    def launch(self, plan: ClassifyPlan, *, is_alone: bool) -> FakeLaunched:
+    def launch(self, plan: ClassifyPlan, *, is_alone: bool, is_short: bool) -> FakeLaunched:
         self.launched_alone.append(is_alone)
+        self.launched_short.append(is_short)
         name = f"{next(self._numbers)}:{plan.num_sequences}"
         self.log.append(f"launch {name}")
         self.fail_in("launch")
@@ -218,6 +220,24 @@ def test_free_lanes_share_what_waits_and_a_lane_that_ends_takes_what_has_come():
     assert world.calls.step()
     assert device.log[2:] == ["collect 1:3", "collect 2:3", "launch 3:1"]
     assert device.launched_alone == [False, False, True]
+
+
+def test_forwards_known_to_be_short_stay_on_the_loop_and_lone_ones_longer():
+    """Forwards of 4 ms: the first is not known, a lone one is short, one of two that run side by side is not."""
+    device = FakeDevice(queues_forwards=False, num_lanes=2, classify_token_budget=300, fixed_s={NEWS: 0.004})
+    world = World(device)
+    for _ in range(2):
+        world.classify()
+        world.finish()
+    for _ in range(2):
+        world.classify(num_tokens=300)
+    world.finish()
+    assert list(zip(device.launched_alone, device.launched_short, strict=True)) == [
+        (True, False),
+        (True, True),
+        (False, False),
+        (True, True),
+    ]
 
 
 def test_a_generate_step_waits_for_the_lanes():

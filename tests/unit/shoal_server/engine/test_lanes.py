@@ -42,3 +42,14 @@ def test_the_end_is_told_when_the_result_is_there_even_if_it_is_an_error():
     assert fine.result(timeout=0) == 7
     with pytest.raises(ZeroDivisionError):
         wrong.result(timeout=0)
+
+
+def test_what_is_computed_here_needs_no_lane_and_leaves_the_number_of_threads():
+    ended: SimpleQueue[None] = SimpleQueue()
+    lanes, before = Lanes(num_lanes=2, num_threads=2, ended=lambda: ended.put(None)), torch.get_num_threads()
+    found = lanes.compute_here(lambda: (threading.get_ident(), torch.get_num_threads()), is_alone=True)
+    assert found.result(timeout=0) == (threading.get_ident(), 2)
+    assert torch.get_num_threads() == before
+    assert ended.empty()
+    with pytest.raises(ZeroDivisionError):
+        lanes.compute_here(lambda: 1 // 0, is_alone=False).result(timeout=0)

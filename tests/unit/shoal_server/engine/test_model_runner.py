@@ -82,7 +82,7 @@ def test_a_call_gets_a_row_for_each_token_or_for_each_sequence_as_the_head_says(
     batcher = a_batcher()
     plan = plan_of(batcher, request(head, [7, 8], [9]))
     runner = runner_with(head)
-    logits_RL = runner.launch(runner.prepare(plan), is_alone=True).collect()
+    logits_RL = runner.launch(runner.prepare(plan), is_alone=True, is_short=False).collect()
     assert logits_RL.tolist() == [[float(row)] for row in rows]
     (done,) = batcher.commit(plan, logits_RL, seconds=1.0, ended_s=1.0)
     assert b"".join(done.logits) == logits_RL.tobytes()
@@ -91,6 +91,6 @@ def test_a_call_gets_a_row_for_each_token_or_for_each_sequence_as_the_head_says(
 def test_a_forward_with_another_number_of_rows_than_planned_answers_nobody():
     plan = plan_of(a_batcher(), request("token", [7, 8], [9]))
     runner = runner_with("single_label")
-    launched = runner.launch(runner.prepare(plan), is_alone=True)
+    launched = runner.launch(runner.prepare(plan), is_alone=True, is_short=True)
     with pytest.raises(WrongRows, match="names@1 gave 2 rows of logits; expected 3"):
         launched.collect()
