@@ -15,32 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from shoal_models.attention import attend_fused
+from shoal_models.first_tokens import FirstTokenLayer
+from shoal_models.layer_parts import LayerParts, parts_of
 from shoal_models.linears import ACTIVATIONS, FusedLinear
 from shoal_models.plan import AttentionPlan
-
-_BERT_LIKE = frozenset({"BertLayer", "RobertaLayer", "XLMRobertaLayer", "CamembertLayer", "ElectraLayer", "ErnieLayer"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Parts:
-    """What a layer of transformers is made of, whatever it calls it."""
-
-    query: nn.Linear
-    key: nn.Linear
-    value: nn.Linear
-    output: nn.Linear
-    attention_norm: nn.LayerNorm
-    up: nn.Linear
-    activation: str
-    down: nn.Linear
-    norm: nn.LayerNorm
-    num_heads: int
 
 
 class PostNormLayer(nn.Module):
     """Attention and feed-forward of one layer over a packed row."""
 
-    def __init__(self, parts: _Parts) -> None:
+    def __init__(self, parts: LayerParts) -> None:
         super().__init__()
         three = (parts.query, parts.key, parts.value)
         self.qkv = FusedLinear(torch.cat([one.weight for one in three]), torch.cat([one.bias for one in three]))
@@ -72,91 +56,38 @@ class _Place:
 class LeanLayers:
     """The layers of a model that lean ones can stand for, and which of both it runs."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         """Changes nothing yet."""
         self._places = [
             _Place(owner=owner, name=name, layer=layer)
             for owner in model.modules()
             for name, layer in owner.named_children()
-            if (parts := _parts(layer)) is not None and parts.activation in ACTIVATIONS
+            if (parts := parts_of(layer)) is not None and parts.activation in ACTIVATIONS
         ]
-        self._are_lean = False
+        self._are_lean = self._ends_early = False
+        # A layer that runs several times (ALBERT's) is never the last alone.
+        self._can_end_early = len(self._places) == getattr(model.config, "num_hidden_layers", 0)
 
     @property
     def num_layers(self) -> int:
         """How many layers can be replaced."""
         return len(self._places)
 
-    def use(self, lean: bool) -> None:
-        """Put lean layers in the places of transformers' own, or those back. They share weights but for one copy."""
-        if lean != self._are_lean:
-            for place in self._places:
-                parts = _parts(place.layer)
-                assert parts is not None, "it had parts when it was found"
-                setattr(place.owner, place.name, PostNormLayer(parts) if lean else place.layer)
-            self._are_lean = lean
+    def use(self, lean: bool, *, first_only: bool) -> None:
+        """Put lean layers in the places of transformers' own, or those back. They share weights but for one copy.
+
+        With `first_only` the last layer computes first tokens only, where that is faster.
+        """
+        ends_early = lean and first_only and self._can_end_early
+        if (lean, ends_early) == (self._are_lean, self._ends_early):
+            return
+        for place in self._places:
+            parts = parts_of(place.layer)
+            assert parts is not None, "it had parts when it was found"
+            kind = FirstTokenLayer if ends_early and place is self._places[-1] else PostNormLayer
+            setattr(place.owner, place.name, kind(parts) if lean else place.layer)
+        self._are_lean, self._ends_early = lean, ends_early
 
     def settle(self) -> None:
         """Stay as it is from now on, and free what is not used."""
         self._places = []
-
-
-def _parts(layer: Any) -> _Parts | None:
-    """The parts of a layer that a lean one can stand for; None for all others, such as one that was changed."""
-    name = type(layer).__name__
-    try:
-        if name in _BERT_LIKE and not layer.is_decoder:
-            return _bert_parts(layer)
-        if name == "TransformerBlock":
-            return _distilbert_parts(layer)
-        return _albert_parts(layer) if name == "AlbertLayer" else None
-    except AttributeError:
-        return None
-
-
-def _bert_parts(layer: Any) -> _Parts:
-    attention = layer.attention
-    return _Parts(
-        query=attention.self.query,
-        key=attention.self.key,
-        value=attention.self.value,
-        output=attention.output.dense,
-        attention_norm=attention.output.LayerNorm,
-        up=layer.intermediate.dense,
-        activation=str(attention.self.config.hidden_act),
-        down=layer.output.dense,
-        norm=layer.output.LayerNorm,
-        num_heads=attention.self.num_attention_heads,
-    )
-
-
-def _distilbert_parts(layer: Any) -> _Parts:
-    attention = layer.attention
-    return _Parts(
-        query=attention.q_lin,
-        key=attention.k_lin,
-        value=attention.v_lin,
-        output=attention.out_lin,
-        attention_norm=layer.sa_layer_norm,
-        up=layer.ffn.lin1,
-        activation=str(attention.config.activation),
-        down=layer.ffn.lin2,
-        norm=layer.output_layer_norm,
-        num_heads=attention.n_heads,
-    )
-
-
-def _albert_parts(layer: Any) -> _Parts:
-    attention = layer.attention
-    return _Parts(
-        query=attention.query,
-        key=attention.key,
-        value=attention.value,
-        output=attention.dense,
-        attention_norm=attention.LayerNorm,
-        up=layer.ffn,
-        activation=str(attention.config.hidden_act),
-        down=layer.ffn_output,
-        norm=layer.full_layer_layer_norm,
-        num_heads=attention.num_attention_heads,
-    )

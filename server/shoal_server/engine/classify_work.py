@@ -25,6 +25,8 @@ _HOST_WEIGHT = 0.25  # of the newest forward in the mean time of planning and la
 _EARLY = 0.8  # share of a forward's expected time after which the next one may be planned
 _SHORT_S = 0.001  # a forward that is over so soon is not worth handing to another thread
 _SHORT_ALONE_S = 0.005  # nor one that nobody waits behind
+_LATE_FACTOR = 3.0  # times its expected time: then something else was running on one of the cores that share a forward
+_APART_S = 5.0  # for so long after that a lone forward gets one lane's cores only
 _LOOK_S = 0.0002  # how often to see whether a forward has ended
 
 
@@ -35,6 +37,7 @@ class _UnderWay:
     plan: ClassifyPlan
     launched: Launched
     began_s: float  # when the device could begin with it
+    late_s: float  # longer than this a forward on all cores should not take
 
 
 class ClassifyWork:
@@ -61,6 +64,7 @@ class ClassifyWork:
         self._under_way: list[_UnderWay] = []  # in the order of their launch
         self._host_s = 0.0  # mean time of planning and launching
         self._ended_s = -math.inf  # of the last forward
+        self._alone_again_s = -math.inf  # from when on a lone forward may have all cores
         self._look_s = -math.inf  # when to look after the forward under way again
 
     def add(self, request: ClassifyRequest, now_s: float) -> None:
@@ -120,12 +124,14 @@ class ClassifyWork:
         plan = self._batcher.plan(version, now_s, may_wait=may_wait and not self._under_way, num_lanes=num_free)
         if plan is None:
             return False
-        launched = self._launch(plan, now_s)
+        is_alone = not self._under_way and not self._batcher.waiting() and now_s >= self._alone_again_s
+        launched = self._launch(plan, now_s, is_alone=is_alone)
         if len(self._under_way) == self._num_lanes:
             self.collect()
         if launched is not None:
             began_s = max(now_s, self._ended_s) if self._queues_forwards else now_s
-            self._under_way.append(_UnderWay(plan=plan, launched=launched, began_s=began_s))
+            late_s = _LATE_FACTOR * self._expected_s(plan) if is_alone else 0.0
+            self._under_way.append(_UnderWay(plan=plan, launched=launched, began_s=began_s, late_s=late_s or math.inf))
         return True
 
     def collect_all(self) -> None:
@@ -147,6 +153,8 @@ class ClassifyWork:
             return True
         ended_s = self._ended_s = self._clock()
         seconds = under_way.launched.seconds()
+        if seconds > under_way.late_s:
+            self._alone_again_s = ended_s + _APART_S
         for request in self._batcher.commit(plan, logits_RL, seconds=seconds, ended_s=ended_s):
             self._answers.end(request.key, replies.classify_done(request, ended_s))
         self._usage.ran(
@@ -169,10 +177,9 @@ class ClassifyWork:
             forward_token_s=queue.cost.token_s,
         )
 
-    def _launch(self, plan: ClassifyPlan, now_s: float) -> Launched | None:
+    def _launch(self, plan: ClassifyPlan, now_s: float, *, is_alone: bool) -> Launched | None:
         """Put a forward on the device; None when that failed and its calls are ended."""
         try:
-            is_alone = not self._under_way and not self._batcher.waiting()
             is_short = self._is_short(plan, is_alone=is_alone)
             launched = self._runner.launch(self._runner.prepare(plan), is_alone=is_alone, is_short=is_short)
         except Exception as error:
@@ -183,8 +190,10 @@ class ClassifyWork:
         return launched
 
     def _is_short(self, plan: ClassifyPlan, *, is_alone: bool) -> bool:
-        expected_s = self._batcher.queue(plan.version).cost.seconds(plan.num_tokens)
-        return 0.0 < expected_s <= (_SHORT_ALONE_S if is_alone else _SHORT_S)
+        return 0.0 < self._expected_s(plan) <= (_SHORT_ALONE_S if is_alone else _SHORT_S)
+
+    def _expected_s(self, plan: ClassifyPlan) -> float:
+        return self._batcher.queue(plan.version).cost.seconds(plan.num_tokens)
 
     def _fail(self, plan: ClassifyPlan, error: Exception, began_s: float) -> None:
         self._ended_s = self._clock()

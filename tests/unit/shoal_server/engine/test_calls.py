@@ -240,6 +240,19 @@ def test_forwards_known_to_be_short_stay_on_the_loop_and_lone_ones_longer():
     ]
 
 
+def test_after_a_lone_forward_was_held_up_lone_ones_keep_to_one_lane_for_a_while():
+    device = FakeDevice(queues_forwards=False, num_lanes=2, fixed_s={NEWS: 0.004})
+    world = World(device)
+    for seconds in (0.004, 0.100, 0.004):
+        device.fixed_s[NEWS] = seconds
+        world.classify()
+        world.finish()
+    device.now_s += 6.0
+    world.classify()
+    world.finish()
+    assert device.launched_alone == [True, True, False, True]
+
+
 def test_a_generate_step_waits_for_the_lanes():
     device = FakeDevice(queues_forwards=False, num_lanes=2, computes_aside=True)
     world = World(device)
