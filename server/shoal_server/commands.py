@@ -67,7 +67,7 @@ def _serve_parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", metavar="FOLDER", help="repository of models (./models)")
     parser.add_argument("--state-dir", metavar="FOLDER", help="jobs, datasets, labels (./.shoal)")
     parser.add_argument("--device", help='"cpu", "cuda", "cuda:1" or "auto"')
-    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"])
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16", "int8"])
     parser.add_argument("--engines", type=int, metavar="N", help="engine processes; 0 to serve no models")
     parser.add_argument("--fronts", type=int, metavar="N", help="front processes")
     parser.add_argument("--log-level", choices=["DEBUG", "INFO", "WARNING", "ERROR"])

@@ -17,6 +17,7 @@ from shoal_models.compute import Compute, convert
 from shoal_models.describe import end_id_of, has_token_head
 from shoal_models.execution import ONE_BY_ONE, Execution
 from shoal_models.heads import Head
+from shoal_models.int8_linear import quantise_linears
 from shoal_models.kept_linears import keep_linears_read_by_others
 from shoal_models.linears import prepack_linears
 from shoal_models.manifest import Manifest
@@ -94,17 +95,20 @@ class LoadedClassifier:
         """Bring the weights, still as they were loaded, into the form they are served in.
 
         A model with a step that is not to be had in that dtype, such as a Fourier transform in bfloat16, keeps the
-        rounded weights and computes in float32.
+        rounded weights and computes in float32. Layers are quantised from weights that have not been rounded.
         """
         self._lean.settle()
+        if self.device.type == "cpu" or compute.int8:
+            keep_linears_read_by_others(self._model, self._try)
+        if compute.int8 and not quantise_linears(self._model):
+            compute = compute.without_int8()
         convert(self._model, compute)
         if compute.computed != torch.float32 and not self._runs():
-            compute = Compute(rounded=compute.rounded, computed=torch.float32)
+            compute = compute.in_float32()
             convert(self._model, compute)
         if self.device.type == "cpu":
-            keep_linears_read_by_others(self._model, self._try)
             prepack_linears(self._model)
-            self._head = Head(self._model, self.way.reads)
+        self._head = Head(self._model, self.way.reads)
         self.compute_dtype = compute.name
 
     def _runs(self) -> bool:

@@ -1,16 +1,19 @@
 """In which dtype a version computes, and how its weights are brought into it.
 
 A CPU without native bfloat16 multiplies it about ten times more slowly than float32, so there "bfloat16" means weights
-rounded to bfloat16 and computed in float32.
+rounded to bfloat16 and computed in float32. With "int8" the linear layers of a classifier multiply 8-bit integers, and
+all else of it, as well as generators, is served in what the device computes fastest of bfloat16 and float32.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from shoal_models.int8_linear import why_no_int8
 from shoal_models.linears import has_mkldnn
 from shoal_models.weights import rounded
 
@@ -25,11 +28,14 @@ class Compute:
 
     rounded: torch.dtype
     computed: torch.dtype
+    int8: bool = False  # linear layers of classifiers multiply 8-bit integers
 
     @property
     def name(self) -> str:
-        """For people: "float32", "bfloat16" or "float32 (bfloat16 weights)"."""
+        """For people: "float32", "bfloat16", "float32 (bfloat16 weights)" or "int8 (linear layers; else bfloat16)"."""
         computed = str(self.computed).removeprefix("torch.")
+        if self.int8:
+            return f"int8 (linear layers; else {computed})"
         if self.rounded == self.computed:
             return computed
         return f"{computed} ({str(self.rounded).removeprefix('torch.')} weights)"
@@ -37,7 +43,15 @@ class Compute:
     @property
     def exact(self) -> bool:
         """Whether outputs may be compared with float32 ones at the float32 tolerance."""
-        return self.rounded == torch.float32 and self.computed == torch.float32
+        return self.rounded == torch.float32 and self.computed == torch.float32 and not self.int8
+
+    def without_int8(self) -> Compute:
+        """The same with floating-point linear layers."""
+        return dataclasses.replace(self, int8=False)
+
+    def in_float32(self) -> Compute:
+        """The same computed in float32, but for 8-bit integers."""
+        return dataclasses.replace(self, computed=torch.float32)
 
 
 def choose_compute(dtype: torch.dtype, device: torch.device) -> Compute:
@@ -48,13 +62,24 @@ def choose_compute(dtype: torch.dtype, device: torch.device) -> Compute:
     """
     if dtype == torch.float32:
         return Compute(rounded=dtype, computed=dtype)
+    if dtype == torch.int8:
+        return _choose_int8(device)
     if device.type == "cpu":
         if dtype != torch.bfloat16:
-            raise ComputeError(f"{dtype} is not served on a CPU; float32 and bfloat16 are")
+            raise ComputeError(f"{dtype} is not served on a CPU; float32, bfloat16 and int8 are")
         return Compute(rounded=dtype, computed=dtype if has_native_bfloat16() else torch.float32)
     if dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported():
         raise ComputeError(f"{torch.cuda.get_device_name(device)} has no bfloat16")
     return Compute(rounded=dtype, computed=dtype)
+
+
+def _choose_int8(device: torch.device) -> Compute:
+    reason = why_no_int8(device)
+    if reason:
+        raise ComputeError(f"int8 is not served here: {reason}; float32 and bfloat16 are")
+    has_bfloat16 = has_native_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
+    dtype = torch.bfloat16 if has_bfloat16 else torch.float32
+    return Compute(rounded=dtype, computed=dtype, int8=True)
 
 
 def has_native_bfloat16() -> bool:

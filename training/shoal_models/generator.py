@@ -66,7 +66,8 @@ class LoadedGenerator:
             return logits_WV
 
     def cast(self, compute: Compute) -> None:
-        """Bring the weights, still as they were loaded, into the form they are served in."""
+        """Bring the weights, still as they were loaded, into the form they are served in; linear layers stay floats."""
+        assert not compute.int8, "8-bit integers are for classifiers"
         convert(self._model, compute)
         if self.device.type == "cpu":
             prepack_linears(self._model)

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers.pytorch_utils import Conv1D
 
 from shoal_models.classifier import LoadedClassifier
 from shoal_models.describe import end_id_of, has_token_head
 from shoal_models.generator import LoadedGenerator
+from shoal_models.int8_linear import Quantised, linears_in_layers, quantise_rows
 from shoal_models.manifest import GOLDEN_NAME, Golden, Manifest
 from shoal_models.packed import PackedRow, pack
 from shoal_models.probe import made_up_sequences, plain_logits
@@ -27,7 +31,7 @@ SYNTHETIC_LENGTHS = (4, 24, 9, 6, 17, 12, 5, 20)
 MAX_DATA_TOKENS = 64
 _BLOCK_TOKENS = 8
 _SPREAD_SHARE = 0.05  # of the largest golden logit: what computing in bfloat16 may add
-_ROUNDING_FACTOR = 3.0  # over what rounding weights and layers to bfloat16 was seen to add
+_ROUNDING_FACTOR = 3.0  # over what rounding weights and layers to bfloat16, or to 8-bit integers, was seen to add
 
 
 class GoldenMismatch(Exception):
@@ -59,18 +63,22 @@ def record_golden(
         lengths=np.asarray([len(ids) for ids in sequences], dtype=np.int32),
         logits=logits,
     )
-    default = Golden(source="").serving_tolerance
-    rounding = _rounding_error(model, sequences, logits)
+    default = Golden(source="")
+    spread = _SPREAD_SHARE * float(np.abs(logits).max())
+    rounding = _error_of(_rounded_to_bfloat16(model), model, sequences, logits)
+    quantising = _error_of(_rounded_to_int8(model), model, sequences, logits)
     return Golden(
         source="data" if inputs else "synthetic",
-        serving_tolerance=max(default, _SPREAD_SHARE * float(np.abs(logits).max()), _ROUNDING_FACTOR * rounding),
+        serving_tolerance=max(default.serving_tolerance, spread, _ROUNDING_FACTOR * rounding),
+        int8_tolerance=max(default.int8_tolerance, spread, _ROUNDING_FACTOR * (rounding + quantising)),
     )
 
 
 def check_golden(loaded: LoadedClassifier | LoadedGenerator, path: Path, manifest: Manifest) -> None:
     """Recompute the golden outputs in the dtype that `loaded` computes in now.
 
-    Compared at `fp32_tolerance` where that is plain float32, else at `serving_tolerance`.
+    Compared at `fp32_tolerance` where that is plain float32, at `int8_tolerance` with 8-bit integers, else at
+    `serving_tolerance`.
 
     Raises:
         GoldenMismatch: an output differs by more, is not finite, or the archive is unreadable.
@@ -78,8 +86,7 @@ def check_golden(loaded: LoadedClassifier | LoadedGenerator, path: Path, manifes
     if manifest.golden is None:
         raise GoldenMismatch(f"{manifest.model}@{manifest.version} has no golden outputs")
     sequences, expected = _read(path / GOLDEN_NAME, is_token_head=manifest.head == "token")
-    exact = loaded.compute_dtype == "float32"
-    tolerance = manifest.golden.fp32_tolerance if exact else manifest.golden.serving_tolerance
+    tolerance = _tolerance(manifest.golden, loaded.compute_dtype)
     found = _logits(loaded, sequences).cpu()
     if found.shape != expected.shape:
         raise GoldenMismatch(f"golden outputs have shape {tuple(expected.shape)}; the model gives {tuple(found.shape)}")
@@ -91,6 +98,12 @@ def check_golden(loaded: LoadedClassifier | LoadedGenerator, path: Path, manifes
             )
 
 
+def _tolerance(golden: Golden, compute_dtype: str) -> float:
+    if compute_dtype == "float32":
+        return golden.fp32_tolerance
+    return golden.int8_tolerance if compute_dtype.startswith("int8") else golden.serving_tolerance
+
+
 def _golden_logits(model: Any, sequences: list[list[int]]) -> np.ndarray[Any, np.dtype[np.float32]]:
     """What the plain forward answers, in the archive's layout."""
     answers = plain_logits(model, sequences)
@@ -99,23 +112,61 @@ def _golden_logits(model: Any, sequences: list[list[int]]) -> np.ndarray[Any, np
     return torch.stack([answer if answer.dim() == 1 else answer[-1] for answer in answers]).cpu().numpy()
 
 
-def _rounding_error(model: Any, sequences: list[list[int]], logits: np.ndarray[Any, np.dtype[np.float32]]) -> float:
-    """By how much the logits move when weights, and what layers put out, are rounded to bfloat16.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rounding:
+    """What a number type does to a model: weights to be replaced for a while, and hooks to be removed again."""
 
-    The weights come back unchanged.
-    """
-    weights = {id(p): p for p in model.parameters() if p.is_floating_point()}.values()
-    originals = [weight.data for weight in weights]
-    hooks = [m.register_forward_hook(_round_output) for m in model.modules() if not any(m.children())]
+    weights: tuple[tuple[nn.Parameter, Tensor], ...]
+    hooks: tuple[RemovableHandle, ...]
+
+
+def _error_of(
+    rounding: _Rounding, model: Any, sequences: list[list[int]], logits: np.ndarray[Any, np.dtype[np.float32]]
+) -> float:
+    """By how much the logits move with `rounding`, after which the model is what it was."""
+    originals = [weight.data for weight, _ in rounding.weights]
     try:
-        for weight, original in zip(weights, originals, strict=True):
-            weight.data = original.bfloat16().float()
+        for weight, rounded in rounding.weights:
+            weight.data = rounded
         return float(np.abs(_golden_logits(model, sequences) - logits).max())
     finally:
-        for weight, original in zip(weights, originals, strict=True):
+        for (weight, _), original in zip(rounding.weights, originals, strict=True):
             weight.data = original
-        for hook in hooks:
+        for hook in rounding.hooks:
             hook.remove()
+
+
+def _rounded_to_bfloat16(model: Any) -> _Rounding:
+    """Weights, and what layers put out, rounded."""
+    weights = {id(p): p for p in model.parameters() if p.is_floating_point()}.values()
+    leaves = [m for m in model.modules() if not any(m.children())]
+    return _Rounding(
+        weights=tuple((weight, weight.data.bfloat16().float()) for weight in weights),
+        hooks=tuple(leaf.register_forward_hook(_round_output) for leaf in leaves),
+    )
+
+
+def _rounded_to_int8(model: Any) -> _Rounding:
+    """Weights and inputs of what would multiply 8-bit integers, rounded to them."""
+    layers = {id(place.layer): place.layer for place in linears_in_layers(model)}.values()
+    return _Rounding(
+        weights=tuple((layer.weight, _as_int8(layer.weight, type(layer) is Conv1D)) for layer in layers),
+        hooks=tuple(layer.register_forward_pre_hook(_quantise_input) for layer in layers),
+    )
+
+
+def _as_int8(weight: Tensor, is_transposed: bool) -> Tensor:
+    if is_transposed:
+        return _as_int8(weight.t(), False).t()
+    return _floats(quantise_rows(weight.detach()))
+
+
+def _quantise_input(_: object, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (_floats(quantise_rows(inputs[0])), *inputs[1:])
+
+
+def _floats(rows: Quantised) -> Tensor:
+    return rows.values_TI.float() * rows.steps_T1
 
 
 def _round_output(_: object, __: object, output: object) -> object:

@@ -88,6 +88,8 @@ def load_version(
         compute = choose_compute(dtype, device)
     except ComputeError as error:
         raise LoadError(str(error)) from None
+    if manifest.kind == "generator":
+        compute = compute.without_int8()
     if manifest.kind not in {"classifier", "generator"}:
         raise LoadError(
             f"{manifest.model}@{manifest.version} is a {manifest.kind}, which is trained from and not served"

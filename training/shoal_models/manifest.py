@@ -62,6 +62,7 @@ class Golden:
     source: str  # "synthetic" or "data"
     fp32_tolerance: float = 1e-3  # largest absolute difference, computed in float32
     serving_tolerance: float = 0.15  # the same in the serving dtype
+    int8_tolerance: float = 0.3  # the same with linear layers in 8-bit integers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

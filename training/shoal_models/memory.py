@@ -45,7 +45,10 @@ class MemoryNeed:
 
 
 def memory_need(manifest: Manifest, *, dtype: torch.dtype, device: torch.device, cache_bytes: int = 0) -> MemoryNeed:
-    """Bytes to load and serve a version, from its manifest alone."""
+    """Bytes to load and serve a version, from its manifest alone.
+
+    Which part of a classifier will be 8-bit integers is not in it, so that "int8" counts as what all else is served in.
+    """
     num_weights = manifest.weight_bytes // _STORED_BYTES.get(manifest.weight_dtype, 2)
     computed = choose_compute(dtype, device).computed
     return MemoryNeed(

@@ -26,6 +26,19 @@ def test_float16_is_refused_on_a_cpu() -> None:
         choose_compute(torch.float16, CPU)
 
 
+def test_int8_needs_vnni_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    with pytest.raises(ComputeError, match=r"int8 is not served here: this .*; float32 and bfloat16 are"):
+        choose_compute(torch.int8, CPU)
+
+
+def test_the_name_of_int8_tells_what_is_not_int8() -> None:
+    compute = Compute(rounded=torch.bfloat16, computed=torch.bfloat16, int8=True)
+    assert compute.name == "int8 (linear layers; else bfloat16)"
+    assert compute.without_int8().name == "bfloat16"
+    assert not Compute(rounded=torch.float32, computed=torch.float32, int8=True).exact
+
+
 def test_tied_weights_stay_tied() -> None:
     config = GENERATORS["LlamaForCausalLM"]()
     config.tie_word_embeddings = True

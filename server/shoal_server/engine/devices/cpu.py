@@ -11,9 +11,9 @@ from pathlib import Path
 
 import psutil
 import torch
-from shoal_models.compute import has_native_bfloat16
+from shoal_models.compute import ComputeError, choose_compute, has_native_bfloat16
 
-from shoal_server.config import EngineConfig
+from shoal_server.config import ConfigError, EngineConfig
 from shoal_server.engine.devices.memory import Memory, host_memory
 
 
@@ -30,7 +30,7 @@ class CpuDevice:
         self.torch_device = torch.device("cpu")
         self.num_threads = config.num_threads or default_num_threads(config.num_engines)
         self.num_lanes = config.num_threads or default_num_lanes(config.num_engines)
-        self.dtype = _choose_dtype(config)
+        self.dtype = _choose_dtype(config, self.torch_device)
         self._memory_limit_bytes = config.memory_limit_bytes
         self._process = psutil.Process()
         self._last_s = time.monotonic()
@@ -105,10 +105,15 @@ def _quota_cores() -> float:
     return max(1.0, int(quota) / int(period)) if quota.isdigit() else float("inf")
 
 
-def _choose_dtype(config: EngineConfig) -> torch.dtype:
+def _choose_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
     if config.dtype == "auto":
         return torch.bfloat16 if has_native_bfloat16() else torch.float32
-    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    try:
+        choose_compute(dtype, device)
+    except ComputeError as error:
+        raise ConfigError(f"engine.dtype is {config.dtype}: {error}") from None
+    return dtype
 
 
 def _processor_name() -> str:

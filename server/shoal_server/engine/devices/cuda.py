@@ -24,7 +24,7 @@ class CudaDevice:
         self.torch_device = device
         self.name = str(device)
         self.full_name = torch.cuda.get_device_name(device)
-        self.dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
+        self.dtype: torch.dtype = torch.bfloat16 if config.dtype == "auto" else getattr(torch, config.dtype)
         self._memory_limit_bytes = config.memory_limit_bytes
         pynvml.nvmlInit()
         # NVML counts all GPUs of the machine, CUDA only the visible ones: the uuid is what both agree on.

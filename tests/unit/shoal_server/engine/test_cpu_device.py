@@ -34,6 +34,14 @@ def test_bfloat16_is_chosen_where_it_is_native_and_float32_elsewhere(monkeypatch
     assert CpuDevice(EngineConfig(dtype="float32")).dtype == torch.float32
 
 
+def test_what_a_processor_does_not_offer_is_refused_at_the_start(monkeypatch):
+    with pytest.raises(ConfigError, match=r"engine.dtype is float16: .* is not served on a CPU"):
+        CpuDevice(EngineConfig(dtype="float16"))
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    with pytest.raises(ConfigError, match=r"engine.dtype is int8: int8 is not served here: this"):
+        CpuDevice(EngineConfig(dtype="int8"))
+
+
 def test_a_configured_limit_bounds_what_a_version_may_take():
     unlimited, limited = memory.host_memory(None), memory.host_memory(unlimited_plus := 10 * 2**20)
     assert 0 < unlimited.used_bytes < unlimited.total_bytes

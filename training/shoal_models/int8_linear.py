@@ -1,0 +1,163 @@
+"""Linear layers whose weights and inputs are multiplied as 8-bit integers, and which layers they replace.
+
+T rows, I inputs and O outputs. A weight has one scale for each output, an input one for each row, found when it comes:
+what a row becomes depends on nothing but itself. Sums are exact integers; scales, bias, activation and residual are
+float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from shoal_models.linears import NO_ACTIVATION, Activation, FusedLinear, has_mkldnn
+from shoal_models.sizes import few_sizes
+
+_MAX = 127.0  # -128 is left out, so that what is quantised is as symmetric as its scale
+_ZERO_POINT = 128  # of rows as oneDNN wants them: unsigned; for signed ones it has only a reference kernel
+_MIN_CUDA_ROWS = 17  # `torch._int_mm` takes no fewer,
+_CUDA_STEP = 8  # and only multiples of this many inputs and outputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantised:
+    """Rows as signed integers times their steps."""
+
+    values_TI: Tensor  # int8, -127 to 127
+    steps_T1: Tensor  # float32
+
+
+def quantise_rows(rows_TI: Tensor) -> Quantised:
+    """Every row by a step of its own: the largest absolute value becomes 127. A row of zeros stays one."""
+    rows_TI = rows_TI.float().contiguous()
+    largest_T1 = torch.maximum(rows_TI.amax(-1, keepdim=True), rows_TI.amin(-1, keepdim=True).neg_())
+    steps_T1 = (largest_T1 / _MAX).clamp_min_(torch.finfo(torch.float32).tiny)
+    values_TI = (rows_TI / steps_T1).round_().to(torch.int8)
+    return Quantised(values_TI=values_TI, steps_T1=steps_T1)
+
+
+class OneDnnProduct:
+    """The product of quantised rows and a weight on a CPU with VNNI, the weight in oneDNN's layout."""
+
+    def __init__(self, weight: Quantised) -> None:
+        """`weight` has a row for each output."""
+        num_outputs, num_inputs = weight.values_TI.shape
+        self._packed = torch.ops.onednn.qlinear_prepack(weight.values_TI, [1, num_inputs])
+        self._steps_O = weight.steps_T1.view(-1)
+        self._zeros_O = torch.zeros(num_outputs, dtype=torch.int32)
+
+    def __call__(self, values_TI: Tensor) -> Tensor:
+        """(T, O), float32, still to be multiplied by the rows' steps. Rows are padded to few sizes."""
+        num_rows = len(values_TI)
+        unsigned_TI = values_TI.view(torch.uint8).bitwise_xor(_ZERO_POINT)
+        padding = few_sizes(num_rows) - num_rows
+        if padding:
+            unsigned_TI = F.pad(unsigned_TI, (0, 0, 0, padding))
+        outputs_TO: Tensor = torch.ops.onednn.qlinear_pointwise(
+            unsigned_TI, 1.0, _ZERO_POINT, self._packed, self._steps_O, self._zeros_O,
+            None, 1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
+        return outputs_TO[:num_rows]
+
+
+class IntMmProduct:
+    """The same by `torch._int_mm`, as GPUs have it."""
+
+    def __init__(self, weight: Quantised) -> None:
+        """`weight` has a row for each output."""
+        self._num_outputs, num_inputs = weight.values_TI.shape
+        self._padding = -num_inputs % _CUDA_STEP
+        values_OI = F.pad(weight.values_TI, (0, self._padding, 0, -self._num_outputs % _CUDA_STEP))
+        self._values_IO = values_OI.contiguous().t()
+        self._steps_O = weight.steps_T1.view(-1)
+
+    def __call__(self, values_TI: Tensor) -> Tensor:
+        """(T, O), float32, still to be multiplied by the rows' steps."""
+        num_rows = len(values_TI)
+        padded_TI = F.pad(values_TI, (0, self._padding, 0, max(_MIN_CUDA_ROWS - num_rows, 0)))
+        sums_TO = torch._int_mm(padded_TI, self._values_IO)  # noqa: SLF001
+        return sums_TO[:num_rows, : self._num_outputs] * self._steps_O
+
+
+class Int8Linear(nn.Module):
+    """A linear layer in 8-bit integers, then its activation, then a residual added; stands in for a plain one, too.
+
+    Outputs have the residual's dtype, else the inputs'; after an activation they stay float32, for whoever reads them
+    quantises them again.
+    """
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, activation: Activation = NO_ACTIVATION) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight_OI.shape
+        self.activation = activation
+        weight = quantise_rows(weight_OI.detach())
+        self._product = OneDnnProduct(weight) if weight_OI.device.type == "cpu" else IntMmProduct(weight)
+        zeros_O = torch.zeros(self.out_features, device=weight_OI.device)
+        self._bias_O = zeros_O if bias_O is None else bias_O.detach().float().clone()
+
+    def forward(self, inputs: Tensor, residual: Tensor | None = None) -> Tensor:
+        """(..., I) to (..., O)."""
+        shape = (*inputs.shape[:-1], self.out_features)
+        rows_TI = inputs.reshape(-1, self.in_features)
+        dtype = inputs.dtype if residual is None else residual.dtype
+        if self.activation is not NO_ACTIVATION and residual is None:
+            dtype = torch.float32
+        if len(rows_TI) == 0:
+            return inputs.new_empty(shape, dtype=dtype)
+        rows = quantise_rows(rows_TI)
+        outputs_TO = self._product(rows.values_TI)
+        outputs_TO = self.activation(torch.addcmul(self._bias_O, outputs_TO, rows.steps_T1)).view(shape)
+        return (outputs_TO if residual is None else outputs_TO + residual).to(dtype)
+
+
+def why_no_int8(device: torch.device) -> str:
+    """Why `device` does not multiply 8-bit integers fast and right; empty if it does."""
+    if device.type != "cpu":
+        return ""
+    if not (has_mkldnn() and hasattr(torch.ops.onednn, "qlinear_pointwise")):
+        return "this build of PyTorch has no oneDNN"
+    if not torch.cpu._is_vnni_supported():  # noqa: SLF001
+        return "this processor has no VNNI"  # without it pairs of products overflow 16 bits
+    return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearPlace:
+    """Where a linear layer stands in its model."""
+
+    owner: nn.Module
+    name: str
+    layer: Any
+
+
+def linears_in_layers(model: Any) -> Iterator[LinearPlace]:
+    """Linear layers in the repeated layers of a classifier's body: neither embeddings nor pooler nor head."""
+    seen: set[int] = set()
+    stacks = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
+    for owner in (module for stack in stacks for module in stack.modules()):
+        if id(owner) in seen:
+            continue
+        seen.add(id(owner))
+        for name, layer in list(owner.named_children()):
+            if type(layer) in {nn.Linear, FusedLinear, Conv1D}:
+                yield LinearPlace(owner=owner, name=name, layer=layer)
+
+
+def quantise_linears(model: Any) -> int:
+    """Replace the linear layers in a classifier's layers by ones in 8-bit integers; returns how many."""
+    replaced: dict[int, Int8Linear] = {}
+    with torch.inference_mode():
+        for place in list(linears_in_layers(model)):
+            layer = place.layer
+            if id(layer) not in replaced:
+                weight_OI = layer.weight.t() if type(layer) is Conv1D else layer.weight
+                activation = layer.activation if type(layer) is FusedLinear else NO_ACTIVATION
+                replaced[id(layer)] = Int8Linear(weight_OI, layer.bias, activation)
+            setattr(place.owner, place.name, replaced[id(layer)])
+    return len(replaced)
