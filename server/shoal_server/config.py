@@ -85,7 +85,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     device: str = "auto"  # "cpu", "cuda", "cuda:1" or "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     # auto: bfloat16 where the device has it, else float32; float16: GPUs only; int8: classifiers' linear layers
-    num_threads: int | None = None  # intra-op threads of one engine; unset: the cores but one, divided by engines
+    num_threads: int | None = None  # cores of one engine; unset: all for Classify, all but one for Generate, by engines
     memory_limit_bytes: int | None = None  # unset: the cgroup's limit and what is free
     max_loaded_bytes: int | None = None  # weights and KV caches of all versions of one engine; unset: no such bound
     max_restart_backoff_s: float = 30.0
