@@ -35,7 +35,10 @@ async def test_a_full_queue_refuses_at_once_with_a_retry_delay(server: ServerPro
     assert len(answered) >= 4
     assert refused
     assert all(error.retry_after_s and error.reason == "QUEUE_FULL" for error in refused)
-    assert server.metric("shoal_rejected_requests_total") >= len(refused)
+    limit = time.monotonic() + 10  # fronts tell what they have counted once a second
+    while server.metric("shoal_rejected_requests_total") < len(refused):
+        assert time.monotonic() < limit, "refused requests are counted"
+        await asyncio.sleep(0.1)
 
 
 async def test_a_classify_call_above_the_bound_is_refused(server: ServerProcess) -> None:
@@ -55,6 +58,27 @@ async def test_an_expired_request_ends_in_time_and_frees_its_place(server: Serve
         assert time.monotonic() - began < 1.0
         await asyncio.gather(*running)
         await client.generate("llama", "hello", max_new_tokens=2)
+
+
+async def test_an_expired_request_is_never_executed(server: ServerProcess) -> None:
+    """The engine's count of tokens is that of the two requests which held both places, to the token."""
+
+    async def settled_tokens() -> float:
+        await wait_idle(server)
+        await asyncio.sleep(1.5)  # engines tell their counts once a second
+        return server.metric("shoal_batch_tokens_sum", model="llama")
+
+    before, expired_before = await settled_tokens(), server.metric("shoal_expired_total", model="llama")
+    async with AsyncClient(server.address) as client:
+        running = [asyncio.create_task(client.generate("llama", "hello", **LONG)) for _ in range(2)]
+        await asyncio.sleep(0.02)
+        with pytest.raises(DeadlineError):
+            await client.generate("llama", "never read " * 8, timeout=0.05)
+        replies = await asyncio.gather(*running)
+    # the last new token of a request is returned and never read
+    read = sum(r.summary.num_prompt_tokens + r.summary.num_output_tokens - 1 for r in replies)
+    assert await settled_tokens() - before == read
+    assert server.metric("shoal_expired_total", model="llama") - expired_before <= 1
 
 
 async def wait_idle(server: ServerProcess, limit_s: float = 6.0) -> float:

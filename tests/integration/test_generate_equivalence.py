@@ -4,31 +4,55 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from harness import models, tiny
 from harness.reference import GreedyReference, ReferenceGenerator, differs_at_near_tie
-from harness.server import ServerProcess
-from shoal import AsyncClient
+from harness.server import ServerProcess, version_state
+from shoal import AsyncClient, RpcError, UnavailableError
 
 NUM_TINY = 40
 MAX_SHARE_OF_NEAR_TIES = 0.01
 
 
 @pytest.fixture(scope="module")
-def server(
+def starting(
     tmp_path_factory: pytest.TempPathFactory, tiny_folders: dict[str, Path], smollm2_repository: Path
 ) -> Iterator[ServerProcess]:
+    """A server that listens and still loads its models, for seconds."""
     for kind in tiny.DECODERS:
         models.import_version(smollm2_repository, kind, tiny_folders[kind])
     with ServerProcess(
         tmp_path_factory.mktemp("server"), smollm2_repository, {"generate": {"token_budget": 48}}
     ) as running:
-        for name in (*tiny.DECODERS, "smollm2"):
-            running.wait_live(name, 1)
         yield running
+
+
+@pytest.fixture(scope="module")
+def refusal(starting: ServerProcess) -> RpcError:
+    """What a request for a version that is still being loaded is told."""
+    with starting.client() as client:
+        while version_state(client, "smollm2", 1)[0] == "absent":
+            time.sleep(0.01)
+        with pytest.raises(RpcError) as refused:
+            client.generate("smollm2", "hello", max_new_tokens=1)
+    return refused.value
+
+
+@pytest.fixture(scope="module")
+def server(starting: ServerProcess, refusal: RpcError) -> ServerProcess:
+    for name in (*tiny.DECODERS, "smollm2"):
+        starting.wait_live(name, 1)
+    return starting
+
+
+def test_a_version_being_loaded_is_unavailable_with_a_retry_delay(refusal: RpcError) -> None:
+    assert isinstance(refusal, UnavailableError)
+    assert (refusal.reason, refusal.message) == ("VERSION_LOADING", "smollm2@1 is being loaded")
+    assert refusal.retry_after_s
 
 
 async def join_and_leave(

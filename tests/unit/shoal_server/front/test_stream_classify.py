@@ -272,7 +272,8 @@ async def test_a_full_queue_refuses_a_message_and_the_stream_goes_on() -> None:
         refused = await stream.read()
         assert {answer.id for answer in refused.answers} == {3, 4, 5}
         assert {answer.error.code for answer in refused.answers} == {grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]}
-        world.engine.answer_classify(world.engine.calls(ClassifyCall)[0])
+        (waiting,) = await world.engine.wait_for(ClassifyCall, 1)
+        world.engine.answer_classify(waiting)
         assert {answer.id for answer in (await stream.read()).answers} == {1, 2}
         world.engine.on_classify = FakeEngine.answer_classify
         await stream.write(items((3, "the fox")))
