@@ -7,6 +7,7 @@ means little when both are taken at different times.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -105,11 +106,9 @@ class Running:
             EngineFailed: the process ended.
         """
         assert self._process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # then reading tells how it ended
             self._process.stdin.write(msgspec.json.encode(Asked(setup=setup, seconds=seconds)) + b"\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass
         return msgspec.json.decode(self._read(), type=Ran)
 
     def close(self) -> None:

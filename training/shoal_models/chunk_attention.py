@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shoal_models.chunks import ChunkGroup, Chunking, cut_into_chunks
+from shoal_models.chunks import ChunkGroup, Chunking
 
 Select = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 """Queries, keys and values of some tokens (int64, their places in the row), each (H, tokens, D)."""
@@ -48,12 +48,6 @@ class Chunks:
             scores = torch.baddbmm(group.mask, query, key.transpose(1, 2), alpha=scale)
         outputs = torch.bmm(torch.softmax(scores, -1), value)
         return outputs.view(self._num_heads, -1, value.shape[-1]).transpose(0, 1).contiguous()
-
-
-def chunks_of(starts: tuple[int, ...], *, num_heads: int, dtype: torch.dtype) -> Chunks | None:
-    """Chunks for the sequences between `starts`; None when one of them is too long for this way."""
-    chunking = cut_into_chunks(starts)
-    return None if chunking is None else Chunks(chunking, num_heads=num_heads, dtype=dtype)
 
 
 def _group(group: ChunkGroup, num_heads: int, dtype: torch.dtype) -> _Group:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from shoal_models.chunks import ChunkGroup, cut_into_chunks
+from shoal_models.chunks import ChunkGroup
 from shoal_models.layer_parts import LayerParts
 from shoal_models.linears import ACTIVATIONS, FusedLinear
 from shoal_models.plan import AttentionPlan
@@ -43,23 +43,23 @@ class FirstTokenLayer(nn.Module):
 
     def forward(self, hidden_1TE: Tensor, *_: Any, packed_plan: AttentionPlan, **__: Any) -> Tensor:
         """(1, T, E), of which only the first tokens' rows mean anything."""
-        hidden_TE, starts = hidden_1TE[0], packed_plan.row.starts
+        hidden_TE = hidden_1TE[0]
         packed_plan.num_calls += 1
-        firsts_S = torch.tensor(starts[:-1])
+        firsts_S = torch.tensor(packed_plan.row.starts[:-1])
         hidden_SE = hidden_TE.index_select(0, firsts_S)
-        mixed_SE = attend_first(starts, self.query(hidden_SE), self.kv(hidden_TE), self.num_heads)
+        mixed_SE = attend_first(packed_plan, self.query(hidden_SE), self.kv(hidden_TE), self.num_heads)
         hidden_SE = self.attention_norm(self.output(mixed_SE, hidden_SE))
         outputs_SE = self.norm(self.down(self.up(hidden_SE), hidden_SE))
         return torch.zeros_like(hidden_TE).index_copy_(0, firsts_S, outputs_SE)[None]
 
 
-def attend_first(starts: tuple[int, ...], query_SE: Tensor, kv_T2E: Tensor, num_heads: int) -> Tensor:
+def attend_first(plan: AttentionPlan, query_SE: Tensor, kv_T2E: Tensor, num_heads: int) -> Tensor:
     """Attention of one query of each sequence to all of its tokens; returns (S, E)."""
     size = query_SE.shape[1] // num_heads
-    chunking = cut_into_chunks(starts)
+    chunking = plan.chunking()
     if chunking is None:
-        return _attend_each(starts, query_SE, kv_T2E, size)
-    parts, places_S, first_place = [], np.empty(len(starts) - 1, dtype=np.int64), 0
+        return _attend_each(plan.row.starts, query_SE, kv_T2E, size)
+    parts, places_S, first_place = [], np.empty(len(query_SE), dtype=np.int64), 0
     for group in chunking.groups:
         queries = _queries_of(group)
         places_S[queries.sequences] = first_place + queries.places

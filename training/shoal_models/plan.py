@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shoal_models.chunk_attention import Chunks, chunks_of
+from shoal_models.chunk_attention import Chunks
+from shoal_models.chunks import Chunking, cut_into_chunks
 from shoal_models.packed import PackedRow, PagedCache
 
 
@@ -61,7 +62,9 @@ class AttentionPlan:
     """Index tensors for one forward over `row`; counts the attention calls that used it."""
 
     __slots__ = (
+        "_chunking",
         "_chunks",
+        "_is_cut",
         "_masks",
         "cache",
         "decodes",
@@ -82,7 +85,9 @@ class AttentionPlan:
         self.decodes: tuple[DecodeGroup, ...] = ()
         self.varlen: object | None = None  # index tensors of the CUDA kernel, see attention_cuda.py
         self._masks: dict[tuple[int, int, bool, int | None], Tensor | None] = {}
-        self._chunks: dict[tuple[int, torch.dtype], Chunks | None] = {}
+        self._is_cut = False
+        self._chunking: Chunking | None = None  # once it is cut
+        self._chunks: dict[tuple[int, torch.dtype], Chunks] = {}
         if row.cache is None:
             self.spans = tuple(_plain_spans(row))
         else:
@@ -100,14 +105,20 @@ class AttentionPlan:
             self._masks[key] = _mask(span.context, new, causal=causal, window=window, device=self.row.ids_T.device)
         return self._masks[key]
 
-    def chunks(self, num_heads: int, dtype: torch.dtype) -> Chunks | None:
+    def chunking(self) -> Chunking | None:
         """The row's sequences in chunks; None where they are not the fast way: on a GPU, over a cache, too long."""
-        if self.cache is not None or self.row.ids_T.device.type != "cpu":
-            return None
-        key = (num_heads, dtype)
-        if key not in self._chunks:
-            self._chunks[key] = chunks_of(self.row.starts, num_heads=num_heads, dtype=dtype)
-        return self._chunks[key]
+        if not self._is_cut:
+            self._is_cut = True
+            if self.cache is None and self.row.ids_T.device.type == "cpu":
+                self._chunking = cut_into_chunks(self.row.starts)
+        return self._chunking
+
+    def chunks(self, num_heads: int, dtype: torch.dtype) -> Chunks | None:
+        """What layers of so many heads share to attend in chunks; None where there is no `chunking`."""
+        chunking, key = self.chunking(), (num_heads, dtype)
+        if chunking is not None and key not in self._chunks:
+            self._chunks[key] = Chunks(chunking, num_heads=num_heads, dtype=dtype)
+        return self._chunks.get(key)
 
     def _plan_cached(self, row: PackedRow, cache: PagedCache) -> None:
         size, device = cache.block_tokens, row.ids_T.device

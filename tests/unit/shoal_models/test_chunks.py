@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shoal_models.chunk_attention import chunks_of
+from shoal_models.chunk_attention import Chunks
 from shoal_models.chunks import MAX_WIDTH, SHARED_WIDTH, cut_into_chunks
 from torch import Tensor
 
@@ -63,9 +63,9 @@ def test_attention_in_chunks_is_attention_of_each_sequence_alone(lengths: list[i
     def select(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return query[:, rows], key[:, rows], value[:, rows]
 
-    chunks = chunks_of(starts, num_heads=num_heads, dtype=torch.float32)
-    assert chunks is not None
-    found_THD = chunks.attend(select, 0.3)
+    chunking = cut_into_chunks(starts)
+    assert chunking is not None
+    found_THD = Chunks(chunking, num_heads=num_heads, dtype=torch.float32).attend(select, 0.3)
     for start, end in itertools.pairwise(starts):
         weights = torch.softmax(query[:, start:end] @ key[:, start:end].transpose(1, 2) * 0.3, -1)
         torch.testing.assert_close(

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from shoal_models.classifier import LoadedClassifier
 from shoal_models.classifier_probe import choose_execution
 from shoal_models.first_tokens import FirstTokenLayer, attend_first
-from tiny_models import CLASSIFIERS, Published, tiny_model
+from shoal_models.packed import pack
+from shoal_models.plan import AttentionPlan
+from tiny_models import CLASSIFIERS, CPU, Published, tiny_model
 
 HEADS, SIZE = 3, 8
 
@@ -23,9 +25,10 @@ HEADS, SIZE = 3, 8
 def test_one_query_of_each_sequence_sees_its_own_tokens(lengths: list[int], has_long: bool) -> None:
     """A sequence of 600 tokens is too long for chunks."""
     torch.manual_seed(0)
-    starts = tuple(itertools.accumulate([*lengths, 600] if has_long else lengths, initial=0))
+    plan = AttentionPlan(pack([[1] * n for n in ([*lengths, 600] if has_long else lengths)], device=CPU))
+    starts = plan.row.starts
     query, key, value = (torch.randn(n, HEADS, SIZE) for n in (len(starts) - 1, starts[-1], starts[-1]))
-    found = attend_first(starts, query.flatten(1), torch.cat([key.flatten(1), value.flatten(1)], 1), HEADS)
+    found = attend_first(plan, query.flatten(1), torch.cat([key.flatten(1), value.flatten(1)], 1), HEADS)
     for index, (start, end) in enumerate(itertools.pairwise(starts)):
         weights = torch.softmax(torch.einsum("hd,thd->ht", query[index], key[start:end]) * SIZE**-0.5, -1)
         expected = torch.einsum("ht,thd->hd", weights, value[start:end]).flatten()
