@@ -16,6 +16,7 @@ TOLERANCE = 1e-4
 OTHERS = ("electra", "albert", "modernbert", "mpnet", "deberta-v2")
 KINDS = (*tiny.ENCODERS, "minilm", *OTHERS)
 PADDED = ("mpnet", "deberta-v2")
+TWO_LANES = {"engine": {"num_threads": 2}, "classify": {"token_budget": 128}}  # a call runs in forwards side by side
 TEXTS = [
     *tiny.texts(1, 40, longest=30),
     "x",
@@ -42,7 +43,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, folders: dict[str, Path]) -
     repository = tmp_path_factory.mktemp("encoders")
     for kind, folder in folders.items():
         models.import_version(repository, kind, folder)
-    with ServerProcess(tmp_path_factory.mktemp("server"), repository) as running:
+    with ServerProcess(tmp_path_factory.mktemp("server"), repository, TWO_LANES) as running:
         for kind in folders:
             running.wait_live(kind, 1)
         yield running
@@ -72,10 +73,12 @@ async def test_concurrent_single_texts_equal_transformers(
 async def test_many_texts_in_one_call_equal_transformers(
     server: ServerProcess, expected: dict[str, list[list[float]]], kind: str
 ) -> None:
+    """Three calls at a time, so that the forwards of one end in another order than they began."""
     async with AsyncClient(server.address) as client:
-        reply = await client.classify(kind, TEXTS, scores="logits")
-    for result, logits in zip(reply.results, expected[kind], strict=True):
-        assert in_label_order(result) == pytest.approx(logits, abs=TOLERANCE)
+        replies = await asyncio.gather(*(client.classify(kind, TEXTS, scores="logits") for _ in range(3)))
+    for reply in replies:
+        for result, logits in zip(reply.results, expected[kind], strict=True):
+            assert in_label_order(result) == pytest.approx(logits, abs=TOLERANCE)
 
 
 async def test_a_stream_equals_transformers(server: ServerProcess, expected: dict[str, list[list[float]]]) -> None:

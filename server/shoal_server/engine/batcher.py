@@ -92,7 +92,7 @@ class Batcher:
         for piece in plan.pieces:
             request, num_rows = piece.request, piece.num_rows
             if request.state is not RequestState.ENDED:
-                request.logits.append(logits_RL[row : row + num_rows].tobytes())
+                request.logits[piece.first] = logits_RL[row : row + num_rows].tobytes()
                 request.num_done += piece.end - piece.first
                 if request.num_done == len(request.lengths):
                     done.append(request)

@@ -20,7 +20,7 @@ def classify_done(request: ClassifyRequest, now_s: float) -> ClassifyDone:
     """The logits of a request whose sequences have all run."""
     return ClassifyDone(
         request_id=request.key.request_id,
-        logits=b"".join(request.logits),
+        logits=request.logits_in_order(),
         times=EngineTimes(received_s=request.received_s, started_s=request.started_s, ended_s=now_s),
     )
 

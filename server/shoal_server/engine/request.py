@@ -71,13 +71,17 @@ class ClassifyRequest:
     state: RequestState = RequestState.WAITING
     num_planned: int = 0  # sequences that were given to a forward
     num_done: int = 0
-    logits: list[bytes] = field(default_factory=list)  # of the sequences that have run, in order
+    logits: dict[int, bytes] = field(default_factory=dict)  # of the pieces that have run, by their first sequence
     started_s: float = 0.0  # first forward
 
     @property
     def num_unplanned_tokens(self) -> int:
         """Tokens that still wait."""
         return sum(self.lengths[self.num_planned :])
+
+    def logits_in_order(self) -> bytes:
+        """Rows of logits by sequence: the pieces of a call may have run in any order."""
+        return b"".join(self.logits[first] for first in sorted(self.logits))
 
     def num_rows(self, first: int, end: int) -> int:
         """Rows of logits that the sequences from `first` to before `end` yield."""

@@ -189,7 +189,9 @@ class FakeClassify(Servicer, classify_pb2_grpc.ClassifyServiceServicer):
         )
 
     async def StreamClassify(self, requests: Any, context: Any) -> AsyncIterator[classify_pb2.StreamClassifyResponse]:  # noqa: N802
-        first = await anext(aiter(requests))
+        first = await anext(aiter(requests), None)
+        if first is None:
+            return  # the caller left before it had said anything
         model = first.start.model.name
         await self.enter("StreamClassify", first, context, model)
         held: list[classify_pb2.StreamClassifyAnswer] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from shoal_server.engine.batcher import Batcher
@@ -59,9 +61,20 @@ def test_a_call_spread_over_forwards_is_answered_once_when_all_have_run(make_cla
         plan = queue.plan(A, 0.0, may_wait=False)
         answers.append(run(queue, plan, logits_of(plan)))
     assert answers[:2] == [[], []]
-    logits = np.frombuffer(b"".join(answers[2][0].logits), dtype=np.float32).reshape(3, 2)
+    logits = np.frombuffer(answers[2][0].logits_in_order(), dtype=np.float32).reshape(3, 2)
     assert logits.tolist() == [[0, 0], [0, 1], [0, 2]]
     assert queue.queue(A).num_open == 0
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_forwards_that_end_in_another_order_than_they_began_do_not_mix_up_a_calls_rows(order, make_classify):
+    queue = batcher()
+    queue.add(make_classify([60, 60, 30, 60]), 0.0)
+    plans = [queue.plan(A, 0.0, may_wait=False) for _ in range(3)]
+    answers = [run(queue, plans[at], logits_of(plans[at])) for at in order]
+    assert answers[:2] == [[], []]
+    logits = np.frombuffer(answers[2][0].logits_in_order(), dtype=np.float32).reshape(4, 2)
+    assert logits.tolist() == [[0, 0], [0, 1], [0, 2], [0, 3]]
 
 
 def test_a_token_head_gives_every_call_the_rows_of_its_own_tokens(make_classify):
@@ -77,8 +90,8 @@ def test_a_token_head_gives_every_call_the_rows_of_its_own_tokens(make_classify)
     plan = queue.plan(A, 0.0, may_wait=False)
     assert plan.num_rows == 9
     assert run(queue, plan, np.arange(10, 19, dtype=np.float32)[:, None]) == [third]
-    assert np.frombuffer(b"".join(first.logits), dtype=np.float32).tolist() == [0, 1, 2]
-    assert np.frombuffer(b"".join(third.logits), dtype=np.float32).tolist() == [5, 6, 7, 8, *range(10, 19)]
+    assert np.frombuffer(first.logits_in_order(), dtype=np.float32).tolist() == [0, 1, 2]
+    assert np.frombuffer(third.logits_in_order(), dtype=np.float32).tolist() == [5, 6, 7, 8, *range(10, 19)]
 
 
 def test_a_sequence_longer_than_the_budget_goes_alone(make_classify):

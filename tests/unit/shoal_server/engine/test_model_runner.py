@@ -85,7 +85,7 @@ def test_a_call_gets_a_row_for_each_token_or_for_each_sequence_as_the_head_says(
     logits_RL = runner.launch(runner.prepare(plan), is_alone=True, is_short=False).collect()
     assert logits_RL.tolist() == [[float(row)] for row in rows]
     (done,) = batcher.commit(plan, logits_RL, seconds=1.0, ended_s=1.0)
-    assert b"".join(done.logits) == logits_RL.tobytes()
+    assert done.logits_in_order() == logits_RL.tobytes()
 
 
 def test_a_forward_with_another_number_of_rows_than_planned_answers_nobody():
