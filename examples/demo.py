@@ -201,6 +201,12 @@ def baseline_accuracy(training: list[Row], held_out: list[Row]) -> float:
     return float(model.score([row.text for row in held_out], [row.label for row in held_out]))
 
 
+def check_accuracy(ours: float, theirs: float) -> None:
+    """End the demo where the fine-tuned encoder does worse than counted words: its answers are wrong."""
+    if ours < theirs:
+        sys.exit(f"the served accuracy is {ours:.3f}; counted words reach {theirs:.3f}")
+
+
 def write_csv(path: Path, rows: list[Row]) -> Path:
     """Training data as the Train service takes it."""
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -319,16 +325,17 @@ def run_loop(server: Server) -> None:
         ours, theirs = accuracy(client, held_out, first), baseline_accuracy(training, held_out)
         console.print(f"  accuracy on {len(held_out)} held-out articles:                       [bold]{ours:.3f}[/]")
         console.print(f"  TF-IDF + logistic regression on the same truncated text:  [bold]{theirs:.3f}[/]")
+        check_accuracy(ours, theirs)
         step(5, "Chat with the 135M-parameter model, streamed")
         chat(client)
         step(6, "Publish a second version while requests keep coming")
-        swap_under_load(client, server, rows, first)
+        check_accuracy(swap_under_load(client, server, rows, first), theirs)
     step(7, "What Prometheus sees")
     console.print(metrics_table(server.metrics_url))
 
 
-def swap_under_load(client: Client, server: Server, rows: list[Row], first: int) -> None:
-    """Train on from the first version, and watch the swap from a client that never pauses."""
+def swap_under_load(client: Client, server: Server, rows: list[Row], first: int) -> float:
+    """Train on from the first version while a client never pauses; returns the new version's accuracy."""
     stop, report = threading.Event(), LoadReport()
     loader = threading.Thread(target=keep_classifying, args=(server.address, rows, stop, report))
     loader.start()
@@ -343,9 +350,11 @@ def swap_under_load(client: Client, server: Server, rows: list[Row], first: int)
     by_version = ", ".join(f"{count:,} by version {version}" for version, count in sorted(report.answers.items()))
     console.print(f"  answered meanwhile: {by_version}; failed: [bold]{len(report.failures)}[/]")
     held_out = rows[NUM_TRAINING_ROWS : NUM_TRAINING_ROWS + NUM_HELD_OUT_ROWS]
-    console.print(f"  accuracy of version {second}: {accuracy(client, held_out, second):.3f}")
+    share = accuracy(client, held_out, second)
+    console.print(f"  accuracy of version {second}: {share:.3f}")
     if report.failures or second not in report.answers:
         sys.exit(f"the swap was not seamless: {report.failures[:3]}")
+    return share
 
 
 def main() -> int:

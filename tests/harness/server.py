@@ -31,6 +31,10 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+# A call's sequences then run in forwards side by side, which end in any order, whatever OMP_NUM_THREADS says.
+TWO_LANES: dict[str, Any] = {"engine": {"num_threads": 2}, "classify": {"token_budget": 128}}
+
+
 class ServerProcess:
     """One `shoal serve` and what a test wants to know of it."""
 

@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 from harness import models, tiny
 from harness.reference import ReferenceClassifier
-from harness.server import ServerProcess
+from harness.server import TWO_LANES, ServerProcess
 from shoal import AsyncClient
 
 TOLERANCE = 1e-4
 OTHERS = ("electra", "albert", "modernbert", "mpnet", "deberta-v2")
 KINDS = (*tiny.ENCODERS, "minilm", *OTHERS)
 PADDED = ("mpnet", "deberta-v2")
-TWO_LANES = {"engine": {"num_threads": 2}, "classify": {"token_budget": 128}}  # a call runs in forwards side by side
 TEXTS = [
     *tiny.texts(1, 40, longest=30),
     "x",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from harness import models, tiny
 from harness.reference import ReferenceClassifier, ReferenceGenerator
-from harness.server import ServerProcess
+from harness.server import TWO_LANES, ServerProcess
 from shoal import AsyncClient
 
 NUM_SWAPS = 50
@@ -41,7 +41,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory, variants: dict[str, lis
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[ServerProcess]:
-    with ServerProcess(tmp_path_factory.mktemp("server"), repository) as running:
+    with ServerProcess(tmp_path_factory.mktemp("server"), repository, TWO_LANES) as running:
         for kind in ("bert", "llama"):
             running.wait_live(kind, 2)
         yield running

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import pytest
 from harness import models, token_models
-from harness.server import ServerProcess
+from harness.server import TWO_LANES, ServerProcess
 from shoal import AsyncClient, types
 
 TEXTS = token_models.texts(7, 40)
@@ -30,7 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, folders: dict[str, Path]) -
     repository = tmp_path_factory.mktemp("taggers")
     for kind, folder in folders.items():
         models.import_version(repository, kind, folder)
-    with ServerProcess(tmp_path_factory.mktemp("server"), repository) as running:
+    with ServerProcess(tmp_path_factory.mktemp("server"), repository, TWO_LANES) as running:
         for kind in KINDS:
             running.wait_live(kind, 1)
         yield running

@@ -1,8 +1,9 @@
 """The batcher against a plain reference, over thousands of random schedules.
 
 Calls with any priority, deadline and lengths come to versions of two models, expire, are aborted; forwards are planned
-whenever an engine might, up to three at a time, and end in any order, run or failed. Nothing may be lost, doubled, run after its deadline, or
-reordered against priority and deadline; a forward holds one version and keeps its token budget; every counter is right.
+whenever an engine might, up to three at a time, and end in any order, run or failed. Nothing may be lost, doubled, run
+after its deadline, or reordered against priority and deadline; a forward holds one version and keeps its token budget;
+every counter is right, and every call gets its own rows of logits in its own order.
 """
 
 from __future__ import annotations
