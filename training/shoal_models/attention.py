@@ -70,6 +70,9 @@ def attend_fused(plan: AttentionPlan, qkv_T3E: Tensor, num_heads: int) -> Tensor
     plan.num_calls += 1
     num_tokens, width = qkv_T3E.shape
     size = width // (3 * num_heads)
+    if plan.lone_tokens:
+        query, key, value = qkv_T3E.view(num_tokens, 3, num_heads, size).permute(1, 2, 0, 3).unbind(0)
+        return attend_lone(query, key[:, : plan.lone_tokens], value[:, : plan.lone_tokens]).view(num_tokens, -1)
     heads = _Heads(scale=size**-0.5, causal=False, window=None, softcap=None)
     chunks = plan.chunks(num_heads, qkv_T3E.dtype)
     if chunks is None:
@@ -79,6 +82,15 @@ def attend_fused(plan: AttentionPlan, qkv_T3E: Tensor, num_heads: int) -> Tensor
         return _split_heads(qkv_T3E.index_select(0, rows), size)
 
     return chunks.attend(select, heads.scale).view(num_tokens, -1)
+
+
+def attend_lone(query_HTD: Tensor, key_HtD: Tensor, value_HtD: Tensor) -> Tensor:
+    """Attention both ways of all queries to the t tokens of one sequence; (T, H, D).
+
+    Queries that nobody reads may be among them. Any strides will do, so that nothing is copied.
+    """
+    outputs_HTD = F.scaled_dot_product_attention(query_HTD[None], key_HtD[None], value_HtD[None])[0]
+    return outputs_HTD.transpose(0, 1).contiguous()
 
 
 def _split_heads(qkv_T3E: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The body of a classifier, transformers' own, over a packed row.
+"""The body of a classifier over a packed row: transformers' own, or the lean forward where its layers are lean.
 
 T packed tokens, E hidden size.
 """
@@ -13,12 +13,16 @@ import torch
 from torch import Tensor
 
 from shoal_models.attention import PackedAttentionError
+from shoal_models.lean_encoder import lean_encoder
 from shoal_models.packed import PackedRow
 from shoal_models.plan import AttentionPlan
 
 
 class PackedBody:
-    """Hidden rows (T, E) of a packed row. The model's attention is set to `PACKED`."""
+    """Hidden rows (T, E) of a packed row. The model's attention is set to `PACKED`.
+
+    Made anew when the model's layers are replaced.
+    """
 
     def __init__(self, model: Any, *, takes_types: bool) -> None:
         self._body: Any = model.base_model
@@ -27,13 +31,17 @@ class PackedBody:
         self._takes_types = takes_types
         self._options = {"use_cache": False} if "use_cache" in _parameters(self._body) else {}
         self._obstacle = _obstacle(self._body)
+        self._encoder = lean_encoder(self._body)
 
     def __call__(self, row: PackedRow) -> Tensor:
         """Raises PackedAttentionError where attention did not take the row as packed."""
         if self._obstacle:
             raise PackedAttentionError(self._obstacle)
-        plan = AttentionPlan(row)
-        hidden_TE: Tensor = self._body(**self._inputs(row), **self._options, packed_plan=plan).last_hidden_state[0]
+        plan, inputs = AttentionPlan(row), self._inputs(row)
+        if self._encoder is not None:
+            hidden_TE = self._encoder(inputs, plan)
+        else:
+            hidden_TE = self._body(**inputs, **self._options, packed_plan=plan).last_hidden_state[0]
         if plan.num_calls != self._num_calls:
             raise PackedAttentionError(
                 f"attention took the packed row {plan.num_calls} times in a forward of {self._num_calls} layers"

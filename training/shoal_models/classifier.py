@@ -68,6 +68,7 @@ class LoadedClassifier:
         """Take sequences this way from now on."""
         self.way = way
         self._lean.use(way.lean, first_only=way.reads == "first" and self.device.type == "cpu")
+        self._body = PackedBody(self._model, takes_types=self.takes_types)
         self._model.set_attn_implementation(PACKED if way.way == "packed" else self._own_attention)
         self._head = Head(self._model, way.reads)
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from shoal_models.attention import attend_lone
 from shoal_models.chunks import ChunkGroup
 from shoal_models.layer_parts import LayerParts
 from shoal_models.linears import ACTIVATIONS, FusedLinear
@@ -56,6 +57,10 @@ class FirstTokenLayer(nn.Module):
 def attend_first(plan: AttentionPlan, query_SE: Tensor, kv_T2E: Tensor, num_heads: int) -> Tensor:
     """Attention of one query of each sequence to all of its tokens; returns (S, E)."""
     size = query_SE.shape[1] // num_heads
+    if plan.lone_tokens:
+        key, value = kv_T2E[: plan.lone_tokens].view(plan.lone_tokens, 2, num_heads, size).permute(1, 2, 0, 3).unbind(0)
+        query = query_SE.view(len(query_SE), num_heads, size).transpose(0, 1)
+        return attend_lone(query, key, value).view(len(query_SE), -1)
     chunking = plan.chunking()
     if chunking is None:
         return _attend_each(plan.row.starts, query_SE, kv_T2E, size)

@@ -87,6 +87,7 @@ class PackedRow:
     cache: PagedCache | None = None  # decoders
     block_tables: tuple[tuple[int, ...], ...] = ()  # per sequence, the blocks covering context and new tokens, in order
     context_lens: tuple[int, ...] = ()  # tokens of each sequence that are in the cache already
+    has_filler: bool = False  # nobody reads the last sequence, see `fill_up`
 
     @property
     def num_sequences(self) -> int:
@@ -131,6 +132,7 @@ def fill_up(row: PackedRow, num_tokens: int) -> PackedRow:
         positions_T=torch.cat([row.positions_T, torch.arange(missing, device=ids_T.device)]),
         starts=(*row.starts, num_tokens),
         type_ids_T=None if row.type_ids_T is None else torch.nn.functional.pad(row.type_ids_T, (0, missing)),
+        has_filler=True,
     )
 
 

@@ -105,11 +105,17 @@ class AttentionPlan:
             self._masks[key] = _mask(span.context, new, causal=causal, window=window, device=self.row.ids_T.device)
         return self._masks[key]
 
+    @property
+    def lone_tokens(self) -> int:
+        """Tokens of the one sequence, without a cache, that is read; 0 where there are more."""
+        is_lone = self.cache is None and self.row.num_sequences - self.row.has_filler == 1
+        return self.row.starts[1] if is_lone else 0
+
     def chunking(self) -> Chunking | None:
-        """The row's sequences in chunks; None where they are not the fast way: on a GPU, over a cache, too long."""
+        """The row in chunks; None where they are not the fast way: on a GPU, over a cache, too long, one sequence."""
         if not self._is_cut:
             self._is_cut = True
-            if self.cache is None and self.row.ids_T.device.type == "cpu":
+            if self.cache is None and not self.lone_tokens and self.row.ids_T.device.type == "cpu":
                 self._chunking = cut_into_chunks(self.row.starts)
         return self._chunking
 

@@ -26,7 +26,7 @@ _log = Log(__name__)
 # Threads of one forward that wait for each other spin for some microseconds only, and then sleep: where anything else
 # runs on one of their cores, spinning keeps from it the very core that they wait for (measured on two cores, a forward
 # of 27 tokens beside a busy process: up to 1 s as OpenMP does it by default; never spinning takes 7 ms instead of 2.5).
-_ENVIRONMENT = {"GOMP_SPINCOUNT": "5000"}
+_ENVIRONMENT = {"GOMP_SPINCOUNT": "200000"}
 
 
 class StartFailed(Exception):

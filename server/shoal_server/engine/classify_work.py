@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shoal_server.engine import replies
+from shoal_server.engine.all_cores import AllCores
 from shoal_server.engine.answers import Answers
 from shoal_server.engine.batcher import Batcher
 from shoal_server.engine.classify_queue import ClassifyPlan
@@ -24,9 +25,6 @@ from shoal_server.engine.usage import Usage
 _HOST_WEIGHT = 0.25  # of the newest forward in the mean time of planning and launching
 _EARLY = 0.8  # share of a forward's expected time after which the next one may be planned
 _SHORT_S = 0.001  # a forward that is over so soon is not worth handing to another thread
-_SHORT_ALONE_S = 0.005  # nor one that nobody waits behind
-_LATE_FACTOR = 3.0  # times its expected time: then something else was running on one of the cores that share a forward
-_APART_S = 5.0  # for so long after that a lone forward gets one lane's cores only
 _LOOK_S = 0.0002  # how often to see whether a forward has ended
 
 
@@ -37,7 +35,8 @@ class _UnderWay:
     plan: ClassifyPlan
     launched: Launched
     began_s: float  # when the device could begin with it
-    late_s: float  # longer than this a forward on all cores should not take
+    expected_s: float  # how long it should take
+    is_alone: bool  # has all cores
 
 
 class ClassifyWork:
@@ -64,7 +63,7 @@ class ClassifyWork:
         self._under_way: list[_UnderWay] = []  # in the order of their launch
         self._host_s = 0.0  # mean time of planning and launching
         self._ended_s = -math.inf  # of the last forward
-        self._alone_again_s = -math.inf  # from when on a lone forward may have all cores
+        self._all_cores = AllCores()
         self._look_s = -math.inf  # when to look after the forward under way again
 
     def add(self, request: ClassifyRequest, now_s: float) -> None:
@@ -113,8 +112,7 @@ class ClassifyWork:
         if not self._queues_forwards:
             return True
         under_way = self._under_way[0]
-        expected_s = self._batcher.queue(under_way.plan.version).cost.seconds(under_way.plan.num_tokens)
-        due_s = under_way.began_s + _EARLY * expected_s - self._host_s
+        due_s = under_way.began_s + _EARLY * self._expected_s(under_way.plan) - self._host_s
         self._look_s = min(due_s, now_s + _LOOK_S)
         return now_s < due_s
 
@@ -124,14 +122,16 @@ class ClassifyWork:
         plan = self._batcher.plan(version, now_s, may_wait=may_wait and not self._under_way, num_lanes=num_free)
         if plan is None:
             return False
-        is_alone = not self._under_way and not self._batcher.waiting() and now_s >= self._alone_again_s
+        is_alone = not self._under_way and not self._batcher.waiting() and self._all_cores.are_free(now_s)
         launched = self._launch(plan, now_s, is_alone=is_alone)
         if len(self._under_way) == self._num_lanes:
             self.collect()
         if launched is not None:
             began_s = max(now_s, self._ended_s) if self._queues_forwards else now_s
-            late_s = _LATE_FACTOR * self._expected_s(plan) if is_alone else 0.0
-            self._under_way.append(_UnderWay(plan=plan, launched=launched, began_s=began_s, late_s=late_s or math.inf))
+            expected_s = self._expected_s(plan)
+            self._under_way.append(
+                _UnderWay(plan=plan, launched=launched, began_s=began_s, expected_s=expected_s, is_alone=is_alone)
+            )
         return True
 
     def collect_all(self) -> None:
@@ -153,8 +153,8 @@ class ClassifyWork:
             return True
         ended_s = self._ended_s = self._clock()
         seconds = under_way.launched.seconds()
-        if seconds > under_way.late_s:
-            self._alone_again_s = ended_s + _APART_S
+        if under_way.is_alone:
+            self._all_cores.ran(seconds=seconds, expected_s=under_way.expected_s, ended_s=ended_s)
         for request in self._batcher.commit(plan, logits_RL, seconds=seconds, ended_s=ended_s):
             self._answers.end(request.key, replies.classify_done(request, ended_s))
         self._usage.ran(
@@ -180,7 +180,7 @@ class ClassifyWork:
     def _launch(self, plan: ClassifyPlan, now_s: float, *, is_alone: bool) -> Launched | None:
         """Put a forward on the device; None when that failed and its calls are ended."""
         try:
-            is_short = self._is_short(plan, is_alone=is_alone)
+            is_short = 0.0 < self._expected_s(plan) <= _SHORT_S
             launched = self._runner.launch(self._runner.prepare(plan), is_alone=is_alone, is_short=is_short)
         except Exception as error:
             self._fail(plan, error, now_s)
@@ -188,9 +188,6 @@ class ClassifyWork:
         if self._queues_forwards:
             self._host_s += _HOST_WEIGHT * (self._clock() - now_s - self._host_s)
         return launched
-
-    def _is_short(self, plan: ClassifyPlan, *, is_alone: bool) -> bool:
-        return 0.0 < self._expected_s(plan) <= (_SHORT_ALONE_S if is_alone else _SHORT_S)
 
     def _expected_s(self, plan: ClassifyPlan) -> float:
         return self._batcher.queue(plan.version).cost.seconds(plan.num_tokens)

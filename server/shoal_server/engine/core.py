@@ -147,8 +147,11 @@ class Engine:
                 self._is_stopping = True
 
     def _open_lanes(self) -> Lanes:
-        num_lanes = self._device.num_lanes
-        return Lanes(num_lanes=num_lanes, num_threads=num_lanes, ended=lambda: self._inbox.put(LaneEnded()))
+        return Lanes(
+            num_lanes=self._device.num_lanes,
+            num_step_threads=self._device.num_step_threads,
+            ended=lambda: self._inbox.put(LaneEnded()),
+        )
 
     def _release_idle(self) -> None:
         for key in self._versions.leaving():

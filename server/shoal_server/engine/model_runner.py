@@ -100,16 +100,22 @@ class ModelRunner:
             began_s = time.monotonic()
             return Computed(logits_RL=model.logits(row), seconds=time.monotonic() - began_s)
 
-        submit = self._lanes.compute_here if is_short else self._lanes.submit
-        return OnLane(plan=prepared.plan, future=submit(compute, is_alone=is_alone))
+        if is_short:
+            return OnLane(plan=prepared.plan, future=self._lanes.compute_here(compute))
+        return OnLane(plan=prepared.plan, future=self._lanes.submit(compute, is_alone=is_alone))
 
-    @torch.inference_mode()
     def generate(self, plan: StepPlan) -> Choices:
         """Compute a step and choose a token for each piece that wants one; fills the cache.
 
         Raises:
             NotFiniteLogits: the model failed for some sequences; the step may be repeated without them.
         """
+        if self._lanes is None:
+            return self._generate(plan)
+        return self._lanes.step(lambda: self._generate(plan))
+
+    @torch.inference_mode()
+    def _generate(self, plan: StepPlan) -> Choices:
         ready = self._generators[plan.version]
         row = _generate_row(plan, ready.cache, self._device)
         requests: list[GenerateRequest] = []

@@ -28,7 +28,7 @@ class CpuDevice:
     def __init__(self, config: EngineConfig) -> None:
         self.full_name = _processor_name()
         self.torch_device = torch.device("cpu")
-        self.num_threads = config.num_threads or default_num_threads(config.num_engines)
+        self.num_step_threads = config.num_threads or default_num_step_threads(config.num_engines)
         self.num_lanes = config.num_threads or default_num_lanes(config.num_engines)
         self.dtype = _choose_dtype(config, self.torch_device)
         self._memory_limit_bytes = config.memory_limit_bytes
@@ -37,10 +37,8 @@ class CpuDevice:
         self._last_cpu_s = self._cpu_s()
 
     def setup(self) -> None:
-        """Set the number of threads of the calling thread's forwards."""
-        torch.set_num_threads(self.num_threads)
-        # torch settles a thread's number when it first asks; by then the loader may have set another for itself.
-        assert torch.get_num_threads() == self.num_threads, "torch did not take the number of threads"
+        """Keep the calling thread to one core: only `lanes` compute on several."""
+        torch.set_num_threads(1)
 
     def memory(self) -> Memory:
         """This process's resident set, and the tightest limit around it."""
@@ -68,7 +66,7 @@ class CpuDevice:
         return times.user + times.system
 
 
-def default_num_threads(num_engines: int) -> int:
+def default_num_step_threads(num_engines: int) -> int:
     """Threads of one Generate step: all cores but one, divided by the engines; at most OMP_NUM_THREADS.
 
     One is left to the fronts: threads of one forward wait for each other, and a single one that has to share its core

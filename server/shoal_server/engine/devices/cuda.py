@@ -16,6 +16,7 @@ class CudaDevice:
 
     commits_lazily = False
     num_lanes = 1
+    num_step_threads = 1
     queues_forwards = True
     classify_token_budget = 8192  # what fills a large GPU; not measured yet
 

@@ -21,6 +21,7 @@ class Device(Protocol):
     dtype: torch.dtype  # of served weights
     commits_lazily: bool  # memory that was never written to still counts as free
     num_lanes: int  # forwards that run side by side
+    num_step_threads: int  # cores of a Generate step
     queues_forwards: bool  # takes a forward while its lanes are full, and begins with it when one ends
     classify_token_budget: int  # tokens of a packed forward beyond which more are no faster
 

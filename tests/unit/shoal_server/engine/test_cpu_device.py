@@ -1,15 +1,12 @@
-"""What a processor tells of itself, and that the loader's threads are not the forwards'."""
+"""What a processor tells of itself."""
 
 from __future__ import annotations
-
-import subprocess
-import sys
 
 import pytest
 import torch
 from shoal_server.config import ConfigError, EngineConfig
 from shoal_server.engine.devices import cpu, memory
-from shoal_server.engine.devices.cpu import CpuDevice, default_num_lanes, default_num_threads
+from shoal_server.engine.devices.cpu import CpuDevice, default_num_lanes, default_num_step_threads
 from shoal_server.engine.devices.device import open_device
 from shoal_server.engine.loader import is_out_of_memory
 
@@ -18,12 +15,12 @@ def test_all_cores_but_one_are_divided_by_engines_and_bounded_by_omp_num_threads
     monkeypatch.setattr(cpu.os, "sched_getaffinity", lambda _: set(range(9)))
     monkeypatch.setattr(cpu, "_quota_cores", lambda: float("inf"))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert [default_num_threads(n) for n in (1, 2, 3, 16)] == [8, 4, 2, 1]
+    assert [default_num_step_threads(n) for n in (1, 2, 3, 16)] == [8, 4, 2, 1]
     assert [default_num_lanes(n) for n in (1, 2, 3, 16)] == [9, 4, 3, 1]
     monkeypatch.setattr(cpu, "_quota_cores", lambda: 3.5)
-    assert (default_num_threads(1), default_num_lanes(1)) == (2, 3)
+    assert (default_num_step_threads(1), default_num_lanes(1)) == (2, 3)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert (default_num_threads(1), default_num_lanes(1)) == (1, 1)
+    assert (default_num_step_threads(1), default_num_lanes(1)) == (1, 1)
 
 
 def test_bfloat16_is_chosen_where_it_is_native_and_float32_elsewhere(monkeypatch):
@@ -74,23 +71,3 @@ def test_lack_of_memory_is_told_from_other_faults():
         torch.empty(2**60)
     assert is_out_of_memory(caught.value)
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
-
-
-def test_the_loaders_single_thread_leaves_the_forwards_theirs():
-    """In a process of its own, since torch settles a thread's number once: 2 for forwards, 1 for the loader."""
-    program = """
-import threading, torch
-from shoal_server.config import EngineConfig
-from shoal_server.engine.devices.cpu import CpuDevice
-CpuDevice(EngineConfig(num_threads=2)).setup()
-found = []
-def loader():
-    torch.set_num_threads(1)
-    found.append(torch.get_num_threads())
-thread = threading.Thread(target=loader)
-thread.start()
-thread.join()
-print(found[0], torch.get_num_threads())
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.split() == ["1", "2"]

@@ -1,4 +1,4 @@
-"""Lanes compute side by side, alone with all cores, and tell when they are done."""
+"""Lanes compute side by side on one core each, alone on all of them, and tell when they are done."""
 
 from __future__ import annotations
 
@@ -10,32 +10,34 @@ import torch
 from shoal_server.engine.lanes import Lanes
 
 
+def where() -> tuple[str, int]:
+    """The kind of thread that computes, and its cores."""
+    return threading.current_thread().name.partition("_")[0], torch.get_num_threads()
+
+
 def test_two_forwards_run_at_the_same_time():
-    lanes, both_run = Lanes(num_lanes=2, num_threads=2, ended=lambda: None), threading.Barrier(2, timeout=10)
+    lanes, both_run = Lanes(num_lanes=2, num_step_threads=1, ended=lambda: None), threading.Barrier(2, timeout=10)
     futures = [lanes.submit(both_run.wait, is_alone=False) for _ in range(2)]
     assert sorted(future.result(timeout=10) for future in futures) == [0, 1]
 
 
-def test_a_forward_that_is_alone_gets_all_cores_and_others_their_share():
-    lanes = Lanes(num_lanes=1, num_threads=2, ended=lambda: None)
-    found = [lanes.submit(torch.get_num_threads, is_alone=alone).result(timeout=10) for alone in (True, False, True)]
-    assert found == [2, 2, 2], "one lane has all cores anyway"
-    lanes = Lanes(num_lanes=2, num_threads=2, ended=lambda: None)
-    found = [lanes.submit(torch.get_num_threads, is_alone=alone).result(timeout=10) for alone in (True, False)]
-    assert found == [2, 1]
+def test_only_one_thread_ever_computes_on_several_cores():
+    lanes = Lanes(num_lanes=3, num_step_threads=2, ended=lambda: None)
+    found = [lanes.submit(where, is_alone=alone).result(timeout=10) for alone in (True, False, True)]
+    assert found == [("team", 3), ("lane", 1), ("team", 3)]
+    assert lanes.step(where) == ("team", 2)
+    assert lanes.compute_here(where).result(timeout=0)[1] == 1
 
 
-def test_the_number_of_threads_of_other_threads_stays():
-    before = torch.get_num_threads()
-    Lanes(num_lanes=1, num_threads=before + 1, ended=lambda: None).submit(lambda: None, is_alone=True).result(
-        timeout=10
-    )
-    assert torch.get_num_threads() == before
+def test_one_core_needs_no_team():
+    lanes = Lanes(num_lanes=1, num_step_threads=1, ended=lambda: None)
+    assert lanes.submit(where, is_alone=True).result(timeout=10) == ("lane", 1)
+    assert lanes.step(threading.get_ident) == threading.get_ident()
 
 
 def test_the_end_is_told_when_the_result_is_there_even_if_it_is_an_error():
     ended: SimpleQueue[None] = SimpleQueue()
-    lanes = Lanes(num_lanes=1, num_threads=1, ended=lambda: ended.put(None))
+    lanes = Lanes(num_lanes=2, num_step_threads=1, ended=lambda: ended.put(None))
     fine, wrong = lanes.submit(lambda: 7, is_alone=True), lanes.submit(lambda: 1 // 0, is_alone=False)
     for _ in range(2):
         ended.get(timeout=10)
@@ -44,12 +46,12 @@ def test_the_end_is_told_when_the_result_is_there_even_if_it_is_an_error():
         wrong.result(timeout=0)
 
 
-def test_what_is_computed_here_needs_no_lane_and_leaves_the_number_of_threads():
+def test_what_is_computed_here_or_is_a_step_tells_no_end_and_raises_what_it_raises():
     ended: SimpleQueue[None] = SimpleQueue()
-    lanes, before = Lanes(num_lanes=2, num_threads=2, ended=lambda: ended.put(None)), torch.get_num_threads()
-    found = lanes.compute_here(lambda: (threading.get_ident(), torch.get_num_threads()), is_alone=True)
-    assert found.result(timeout=0) == (threading.get_ident(), 2)
-    assert torch.get_num_threads() == before
-    assert ended.empty()
+    lanes = Lanes(num_lanes=2, num_step_threads=2, ended=lambda: ended.put(None))
+    assert lanes.compute_here(threading.get_ident).result(timeout=0) == threading.get_ident()
     with pytest.raises(ZeroDivisionError):
-        lanes.compute_here(lambda: 1 // 0, is_alone=False).result(timeout=0)
+        lanes.compute_here(lambda: 1 // 0).result(timeout=0)
+    with pytest.raises(ZeroDivisionError):
+        lanes.step(lambda: 1 // 0)
+    assert ended.empty()

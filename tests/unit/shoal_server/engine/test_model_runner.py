@@ -33,7 +33,7 @@ class EchoClassifier:
 
 
 def runner_with(head: str) -> ModelRunner:
-    runner = ModelRunner(torch.device("cpu"), Lanes(num_lanes=1, num_threads=1, ended=lambda: None))
+    runner = ModelRunner(torch.device("cpu"), Lanes(num_lanes=1, num_step_threads=1, ended=lambda: None))
     model = cast("Any", EchoClassifier(head))
     runner.adopt(ReadyClassifier(key=VERSION, manifest=manifest(head), model=model, memory=NOTHING, load_s=0.0))
     return runner

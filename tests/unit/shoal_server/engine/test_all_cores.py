@@ -1,0 +1,40 @@
+"""A lone forward that was held up keeps the next ones to one core, for longer each time in a row."""
+
+from __future__ import annotations
+
+from shoal_server.engine.all_cores import AllCores
+
+
+def pause_s(cores: AllCores, ended_s: float) -> float:
+    """How long from `ended_s` on the cores are not free, to a tenth of a second."""
+    return next(tenths / 10 for tenths in range(1000) if cores.are_free(ended_s + tenths / 10))
+
+
+def test_all_cores_are_free_until_a_forward_is_held_up():
+    cores = AllCores()
+    assert cores.are_free(0.0)
+    cores.ran(seconds=0.004, expected_s=0.003, ended_s=1.0)
+    assert cores.are_free(1.0)
+    cores.ran(seconds=0.1, expected_s=0.003, ended_s=2.0)
+    assert not cores.are_free(2.1)
+    assert cores.are_free(2.5)
+
+
+def test_the_pause_doubles_while_forwards_are_held_up_and_is_short_again_after_one_that_was_not():
+    cores = AllCores()
+    pauses = []
+    for ended_s in range(0, 700, 100):
+        cores.ran(seconds=0.1, expected_s=0.003, ended_s=ended_s)
+        pauses.append(pause_s(cores, ended_s))
+    assert pauses == [0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
+    cores.ran(seconds=0.003, expected_s=0.003, ended_s=1000.0)
+    cores.ran(seconds=0.1, expected_s=0.003, ended_s=1100.0)
+    assert pause_s(cores, 1100.0) == 0.5
+
+
+def test_what_is_only_somewhat_longer_or_was_not_foreseen_says_nothing():
+    cores = AllCores()
+    cores.ran(seconds=0.012, expected_s=0.003, ended_s=0.0)  # four times as long, but not by 10 ms
+    cores.ran(seconds=0.2, expected_s=0.1, ended_s=0.0)  # by 100 ms, but only twice as long
+    cores.ran(seconds=5.0, expected_s=0.0, ended_s=0.0)
+    assert cores.are_free(0.0)
