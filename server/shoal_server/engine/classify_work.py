@@ -119,7 +119,13 @@ class ClassifyWork:
     def run(self, version: VersionKey, now_s: float, *, may_wait: bool) -> bool:
         """Launch a forward of a version; False when what waits shall wait for company."""
         num_free = max(self._num_lanes - len(self._under_way), 1)
-        plan = self._batcher.plan(version, now_s, may_wait=may_wait and not self._under_way, num_lanes=num_free)
+        plan = self._batcher.plan(
+            version,
+            now_s,
+            may_wait=may_wait and not (self._under_way and self._queues_forwards),
+            is_beside=bool(self._under_way),
+            num_lanes=num_free,
+        )
         if plan is None:
             return False
         is_alone = not self._under_way and not self._batcher.waiting() and self._all_cores.are_free(now_s)

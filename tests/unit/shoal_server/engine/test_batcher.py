@@ -133,6 +133,29 @@ def with_costs(queue: Batcher, make_classify) -> None:
     assert queue.queue(A).cost.seconds(100) == pytest.approx(0.110)
 
 
+def test_beside_a_lane_at_work_little_is_gathered_for_as_long_as_its_forward_would_take(make_classify):
+    """Forwards take 10 ms and 1 ms a token: 20 tokens wait for 30 ms, 30 for 40 ms, 71 not at all."""
+    queue = batcher()
+    with_costs(queue, make_classify)
+    for length, arrival_s, ready_s in ((20, 1.0, 1.03), (10, 1.01, 1.04)):
+        queue.add(make_classify([length]), arrival_s)
+        assert queue.plan(A, arrival_s, may_wait=True, is_beside=True) is None
+        assert queue.next_event_s() == pytest.approx(ready_s)
+    assert queue.plan(A, 1.039, may_wait=True, is_beside=True) is None
+    assert ids_of(queue.plan(A, 1.041, may_wait=True, is_beside=True)) == [(2, 0, 1), (3, 0, 1)]
+    queue.add(make_classify([71]), 2.0)
+    assert ids_of(queue.plan(A, 2.0, may_wait=True, is_beside=True)) == [(4, 0, 1)]
+
+
+def test_gathering_costs_no_call_the_deadline_that_it_would_meet_at_once(make_classify):
+    queue = batcher()
+    with_costs(queue, make_classify)
+    queue.add(make_classify([20], deadline_s=1.05), 1.0)
+    assert queue.plan(A, 1.0, may_wait=True, is_beside=True) is None
+    assert queue.next_event_s() == pytest.approx(1.05 - 1.5 * 0.03)
+    assert ids_of(queue.plan(A, 1.0051, may_wait=True, is_beside=True)) == [(2, 0, 1)]
+
+
 def test_company_never_costs_a_call_the_deadline_that_it_would_meet_alone(make_classify):
     """Half as much again is kept to be safe: 90 ms are for 60, that is 50 tokens. 30 + 20 fit, 5 more do not."""
     queue = batcher()
