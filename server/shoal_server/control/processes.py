@@ -26,7 +26,20 @@ _log = Log(__name__)
 # Threads of one forward that wait for each other spin for some milliseconds only, and then sleep: where anything else
 # runs on one of their cores, spinning keeps from it the very core that they wait for (measured on two cores, a forward
 # of 27 tokens beside a busy process: up to 1 s as OpenMP does it by default, up to 0.17 s so). See engine/all_cores.py.
-_ENVIRONMENT = {"GOMP_SPINCOUNT": "200000"}
+#
+# Activations are taken and given back for every layer. glibc would hand each large one to the system and get it again,
+# page by page (10 % of all processor time), and would use small pages, which the processor keeps too few addresses of:
+# huge ones made a forward on one core 10 % faster, both together 12 % more texts a second through gRPC.
+_ENGINE_ENVIRONMENT = {
+    "GOMP_SPINCOUNT": "200000",
+    "GLIBC_TUNABLES": ":".join(
+        (
+            "glibc.malloc.hugetlb=1",
+            f"glibc.malloc.mmap_threshold={32 * 2**20}",  # the most that glibc takes
+            f"glibc.malloc.trim_threshold={2**30}",
+        )
+    ),
+}
 
 
 class StartFailed(Exception):
@@ -134,7 +147,7 @@ class Child:
             "shoal_server.process",
             self.spec.entry,
             stdin=asyncio.subprocess.PIPE,
-            env={**_ENVIRONMENT, **os.environ},
+            env={**(_ENGINE_ENVIRONMENT if self.spec.role == "engine" else {}), **os.environ},
             process_group=0,  # a signal to our group is for us; we decide what children are told
         )
         assert self._process.stdin is not None

@@ -70,19 +70,25 @@ class Batcher:
         return [version for version, queue in self._queues.items() if queue.num_sequences]
 
     def plan(
-        self, version: VersionKey, now_s: float, *, may_wait: bool, is_beside: bool = False, num_lanes: int = 1
+        self,
+        version: VersionKey,
+        now_s: float,
+        *,
+        may_wait: bool,
+        num_lanes: int = 1,
+        num_running_tokens: int = 0,
     ) -> ClassifyPlan | None:
         """The next forward of a version, its sequences taken from their queue; None: none waits, or all for company.
 
-        Call `expire` first. With `may_wait` the engine has nothing else to launch, and `is_beside` tells that another
-        lane is at work. What waits is shared out over the `num_lanes` that are free.
+        Call `expire` first. With `may_wait` the engine has nothing else to launch. The tokens that wait, and those that
+        run already, are shared out over `num_lanes`.
         """
         queue = self._queues[version]
         if not queue.num_sequences:
             return None
-        if may_wait and (queue.must_gather(now_s) if is_beside else queue.must_wait(now_s)):
+        if may_wait and (queue.must_gather(now_s) if num_running_tokens else queue.must_wait(now_s)):
             return None
-        return queue.take(now_s, num_lanes)
+        return queue.take(now_s, num_lanes, num_running_tokens)
 
     def commit(
         self, plan: ClassifyPlan, logits_RL: NDArray[np.float32], *, seconds: float, ended_s: float

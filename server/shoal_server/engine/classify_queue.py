@@ -62,6 +62,7 @@ class ClassifyQueue:
         self.num_calls = 0  # requests with sequences that wait
         self.num_sequences = 0
         self.num_tokens = 0
+        self._last_s = 0.0  # when the last came
         self._first_s = 0.0  # when the first came of those that wait
         self.ready_s = 0.0  # until when an idle engine was last told to wait
 
@@ -83,6 +84,7 @@ class ClassifyQueue:
         self._company.arrived(num_tokens, now_s)
         if not self.num_sequences:
             self._first_s = now_s
+        self._last_s = now_s
         self.num_open += 1
         self.num_calls += 1
         self.num_sequences += len(request.lengths)
@@ -116,26 +118,28 @@ class ClassifyQueue:
     def must_gather(self, now_s: float) -> bool:
         """Whether a free lane beside one at work should wait for more; then `ready_s` tells until when.
 
-        A forward of little is mostly its fixed part, and takes a core from those that answer and ask. So what waits may
-        wait for as long as its own forward would take, until that is mostly tokens.
+        A forward of little is mostly its fixed part, and takes a core from those that answer and ask. So while its own
+        forward would not be mostly tokens, what waits goes on waiting until no call has come for as long as the fixed
+        part takes, and no longer than the forward would take.
         """
         forward_s = self._cost.seconds(self.num_tokens)
         if self.num_tokens >= self._token_budget or forward_s >= _GATHERED * self._cost.fixed_s:
             return False
-        return self._wait_until(self._first_s + forward_s, now_s)
+        return self._wait_until(min(self._first_s + forward_s, self._last_s + self._cost.fixed_s), now_s)
 
     def _wait_until(self, ready_s: float, now_s: float) -> bool:
         """Set `ready_s`, early enough for every deadline; whether it is still to come."""
         self.ready_s = min(ready_s, self._deadlines.next_s() - _MARGIN * self._cost.seconds(self.num_tokens))
         return self.ready_s > now_s
 
-    def take(self, now_s: float, num_lanes: int = 1) -> ClassifyPlan:
+    def take(self, now_s: float, num_lanes: int = 1, num_running_tokens: int = 0) -> ClassifyPlan:
         """The next forward, its sequences taken from the queue, which must not be empty.
 
-        Where more lanes are free it leaves them their share of what waits, unless that is too little to be worth it.
+        Of what waits and runs on `num_lanes` it takes no more than one lane's share, so that no lane is idle while
+        another has all the work, unless that is too little to be worth a forward.
         """
         pieces: list[Piece] = []
-        share = max(-(-self.num_tokens // num_lanes), _MIN_SHARE_TOKENS)
+        share = max(-(-(self.num_tokens + num_running_tokens) // num_lanes), _MIN_SHARE_TOKENS)
         budget, num_tokens = float(min(self._token_budget, share)), 0
         while (request := self._waiting.head()) is not None:
             piece = _piece(request, budget - num_tokens, is_first=not pieces)

@@ -118,13 +118,13 @@ class ClassifyWork:
 
     def run(self, version: VersionKey, now_s: float, *, may_wait: bool) -> bool:
         """Launch a forward of a version; False when what waits shall wait for company."""
-        num_free = max(self._num_lanes - len(self._under_way), 1)
+        num_running_tokens = 0 if self._queues_forwards else sum(u.plan.num_tokens for u in self._under_way)
         plan = self._batcher.plan(
             version,
             now_s,
             may_wait=may_wait and not (self._under_way and self._queues_forwards),
-            is_beside=bool(self._under_way),
-            num_lanes=num_free,
+            num_lanes=self._num_lanes,
+            num_running_tokens=num_running_tokens,
         )
         if plan is None:
             return False

@@ -106,7 +106,7 @@ class World:
             return
         self.expire()
         line = self.in_line(version)
-        plan = self.batcher.plan(version, self.now_s, may_wait=may_wait, is_beside=bool(self.running))
+        plan = self.batcher.plan(version, self.now_s, may_wait=may_wait, num_running_tokens=self.num_running_tokens())
         if plan is None:
             assert not line or may_wait, "what waits runs, unless it may wait"
             if line:
@@ -115,11 +115,13 @@ class World:
         self.check_plan(plan, version, line)
         self.running.append((plan, self.now_s))
 
+    def num_running_tokens(self) -> int:
+        return sum(plan.num_tokens for plan, _ in self.running)
+
     def check_wait(self, version: VersionKey, line: list[tuple[Call, int]]) -> None:
-        """No longer than the fixed part, beside others than a forward, and never so long that a deadline is missed."""
+        """No longer than the fixed part, and not so long that the forward would end after a deadline."""
         queue = self.batcher.queue(version)
-        most_s = queue.cost.seconds(queue.num_tokens) if self.running else queue.cost.fixed_s
-        assert self.now_s < queue.ready_s <= self.now_s + most_s
+        assert self.now_s < queue.ready_s <= self.now_s + queue.cost.fixed_s
         deadline_s = min(call.request.order.deadline_s for call, _ in line)
         assert queue.ready_s + queue.cost.seconds(queue.num_tokens) <= deadline_s
         assert self.batcher.next_event_s() <= queue.ready_s
