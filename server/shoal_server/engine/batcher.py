@@ -84,9 +84,7 @@ class Batcher:
         run already, are shared out over `num_lanes`.
         """
         queue = self._queues[version]
-        if not queue.num_sequences:
-            return None
-        if may_wait and (queue.must_gather(now_s) if num_running_tokens else queue.must_wait(now_s)):
+        if not queue.num_sequences or (may_wait and queue.must_wait(now_s)):
             return None
         return queue.take(now_s, num_lanes, num_running_tokens)
 

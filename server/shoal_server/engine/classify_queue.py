@@ -15,7 +15,6 @@ from shoal_server.engine.request import CallKey, ClassifyRequest, RequestState, 
 from shoal_server.engine.waiting import Waiting
 
 _MIN_SHARE_TOKENS = 256  # of a forward that leaves some to others; of fewer a processor's products are slower
-_GATHERED = 8.0  # times its fixed part: such a forward is mostly tokens
 _MARGIN = 1.5  # a forward's expected time is taken so much longer where a deadline depends on it
 
 
@@ -62,8 +61,6 @@ class ClassifyQueue:
         self.num_calls = 0  # requests with sequences that wait
         self.num_sequences = 0
         self.num_tokens = 0
-        self._last_s = 0.0  # when the last came
-        self._first_s = 0.0  # when the first came of those that wait
         self.ready_s = 0.0  # until when an idle engine was last told to wait
 
     @property
@@ -82,9 +79,6 @@ class ClassifyQueue:
         self._waiting.push(request)
         self._deadlines.add(request.key, request.order.deadline_s)
         self._company.arrived(num_tokens, now_s)
-        if not self.num_sequences:
-            self._first_s = now_s
-        self._last_s = now_s
         self.num_open += 1
         self.num_calls += 1
         self.num_sequences += len(request.lengths)
@@ -113,23 +107,8 @@ class ClassifyQueue:
         """Whether an idle engine should wait for company; then `ready_s` tells until when."""
         if self.num_tokens >= self._token_budget:
             return False
-        return self._wait_until(self._company.wait_until_s(self.num_calls, self.num_tokens, now_s), now_s)
-
-    def must_gather(self, now_s: float) -> bool:
-        """Whether a free lane beside one at work should wait for more; then `ready_s` tells until when.
-
-        A forward of little is mostly its fixed part, and takes a core from those that answer and ask. So while its own
-        forward would not be mostly tokens, what waits goes on waiting until no call has come for as long as the fixed
-        part takes, and no longer than the forward would take.
-        """
-        forward_s = self._cost.seconds(self.num_tokens)
-        if self.num_tokens >= self._token_budget or forward_s >= _GATHERED * self._cost.fixed_s:
-            return False
-        return self._wait_until(min(self._first_s + forward_s, self._last_s + self._cost.fixed_s), now_s)
-
-    def _wait_until(self, ready_s: float, now_s: float) -> bool:
-        """Set `ready_s`, early enough for every deadline; whether it is still to come."""
-        self.ready_s = min(ready_s, self._deadlines.next_s() - _MARGIN * self._cost.seconds(self.num_tokens))
+        latest_s = self._deadlines.next_s() - _MARGIN * self._cost.seconds(self.num_tokens)
+        self.ready_s = min(self._company.wait_until_s(self.num_calls, self.num_tokens, now_s), latest_s)
         return self.ready_s > now_s
 
     def take(self, now_s: float, num_lanes: int = 1, num_running_tokens: int = 0) -> ClassifyPlan:

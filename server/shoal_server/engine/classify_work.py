@@ -122,7 +122,7 @@ class ClassifyWork:
         plan = self._batcher.plan(
             version,
             now_s,
-            may_wait=may_wait and not (self._under_way and self._queues_forwards),
+            may_wait=may_wait and not self._under_way,
             num_lanes=self._num_lanes,
             num_running_tokens=num_running_tokens,
         )

@@ -133,29 +133,6 @@ def with_costs(queue: Batcher, make_classify) -> None:
     assert queue.queue(A).cost.seconds(100) == pytest.approx(0.110)
 
 
-def test_beside_a_lane_at_work_little_is_gathered_until_calls_pause(make_classify):
-    """Forwards take 10 ms and 1 ms a token: 10 ms are a pause, 4 tokens wait for no more than 14 ms, 71 not at all."""
-    queue = batcher()
-    with_costs(queue, make_classify)
-    for length, arrival_s, ready_s in ((1, 1.0, 1.01), (1, 1.005, 1.012), (1, 1.011, 1.013), (1, 1.0125, 1.014)):
-        queue.add(make_classify([length]), arrival_s)
-        assert queue.plan(A, arrival_s, may_wait=True, num_running_tokens=9) is None
-        assert queue.next_event_s() == pytest.approx(ready_s)
-    assert queue.plan(A, 1.0139, may_wait=True, num_running_tokens=9) is None
-    assert len(ids_of(queue.plan(A, 1.0141, may_wait=True, num_running_tokens=9))) == 4
-    queue.add(make_classify([71]), 2.0)
-    assert len(ids_of(queue.plan(A, 2.0, may_wait=True, num_running_tokens=9))) == 1
-
-
-def test_gathering_costs_no_call_the_deadline_that_it_would_meet_at_once(make_classify):
-    queue = batcher()
-    with_costs(queue, make_classify)
-    queue.add(make_classify([20], deadline_s=1.05), 1.0)
-    assert queue.plan(A, 1.0, may_wait=True, num_running_tokens=9) is None
-    assert queue.next_event_s() == pytest.approx(1.05 - 1.5 * 0.03)
-    assert ids_of(queue.plan(A, 1.0051, may_wait=True, num_running_tokens=9)) == [(2, 0, 1)]
-
-
 def test_a_lane_takes_its_share_of_what_waits_and_runs_unless_that_is_little(make_classify):
     """700 tokens wait and 300 run: 500 for each of two lanes; of 300 that wait alone a lane takes 256."""
     queue = batcher(token_budget=1024, max_waiting_tokens=5000)

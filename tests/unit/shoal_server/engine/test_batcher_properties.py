@@ -106,7 +106,7 @@ class World:
             return
         self.expire()
         line = self.in_line(version)
-        plan = self.batcher.plan(version, self.now_s, may_wait=may_wait, num_running_tokens=self.num_running_tokens())
+        plan = self.batcher.plan(version, self.now_s, may_wait=may_wait)
         if plan is None:
             assert not line or may_wait, "what waits runs, unless it may wait"
             if line:
@@ -114,9 +114,6 @@ class World:
             return
         self.check_plan(plan, version, line)
         self.running.append((plan, self.now_s))
-
-    def num_running_tokens(self) -> int:
-        return sum(plan.num_tokens for plan, _ in self.running)
 
     def check_wait(self, version: VersionKey, line: list[tuple[Call, int]]) -> None:
         """No longer than the fixed part, and not so long that the forward would end after a deadline."""
