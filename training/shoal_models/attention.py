@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
-from shoal_models.attention_cuda import attend_varlen, can_attend_varlen
+from shoal_models.attention_cuda import attend_varlen, varlen_kernel
 from shoal_models.chunk_attention import Chunks
 from shoal_models.packed import PagedCache
 from shoal_models.plan import AttentionPlan, DecodeGroup, Span
@@ -76,10 +76,12 @@ def attend_fused(plan: AttentionPlan, qkv_T3E: Tensor, num_heads: int) -> Tensor
     heads = _Heads(scale=size**-0.5, causal=False, window=None, softcap=None)
     chunks = plan.chunks(num_heads, qkv_T3E.dtype)
     if chunks is None:
-        return _attend_any(plan, 0, heads, *_split_heads(qkv_T3E, size)).reshape(num_tokens, -1)
+        query, key, value = _by_head(qkv_T3E, size).tensor_split(3)
+        return _attend_any(plan, 0, heads, query, key, value).reshape(num_tokens, -1)
 
     def select(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return _split_heads(qkv_T3E.index_select(0, rows), size)
+        query, key, value = _by_head(qkv_T3E.index_select(0, rows), size).contiguous().tensor_split(3)
+        return query, key, value
 
     return chunks.attend(select, heads.scale).view(num_tokens, -1)
 
@@ -93,10 +95,9 @@ def attend_lone(query_HTD: Tensor, key_HtD: Tensor, value_HtD: Tensor) -> Tensor
     return outputs_HTD.transpose(0, 1).contiguous()
 
 
-def _split_heads(qkv_T3E: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values, (H, T, D) each."""
-    query, key, value = qkv_T3E.view(len(qkv_T3E), -1, size).transpose(0, 1).contiguous().tensor_split(3)
-    return query, key, value
+def _by_head(qkv_T3E: Tensor, size: int) -> Tensor:
+    """Queries, keys and values, (3H, T, D), where they lie."""
+    return qkv_T3E.view(len(qkv_T3E), -1, size).transpose(0, 1)
 
 
 class _Heads:
@@ -127,7 +128,8 @@ def _attend_any(
     plan: AttentionPlan, layer: int, heads: _Heads, query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor
 ) -> Tensor:
     """By the fastest kernel that there is for these tensors; (T, H, D)."""
-    if heads.softcap is None and can_attend_varlen(query_HTD):
+    kernel = None if heads.softcap is not None else plan.kernel or varlen_kernel(query_HTD)
+    if kernel is not None:
         return attend_varlen(
             plan,
             layer,
@@ -137,6 +139,7 @@ def _attend_any(
             scale=heads.scale,
             causal=heads.causal,
             window=heads.window,
+            kernel=kernel,
         )
     chunks = _chunks(plan, heads, query_HTD, key_KTD)
     if chunks is None:

@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from shoal_models.plan import AttentionPlan
+from shoal_models.plan import AttentionPlan, Kernel
 
 try:
     from torch.nn.attention import varlen
 except ImportError:  # PyTorch builds without it fall back to attention sequence by sequence
-    varlen_attn: Callable[..., Any] | None = None
+    varlen_attn: Kernel | None = None
 else:
     varlen_attn = varlen.varlen_attn
 
-_HALF = (torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,15 +37,11 @@ class VarlenIndex:
     slots_C: Tensor | None  # int64, places in the cache; None: nothing is cached
 
 
-def can_attend_varlen(query: Tensor) -> bool:
-    """Whether the kernel takes this tensor: on a GPU, in half precision, heads of at most 256."""
-    return (
-        varlen_attn is not None
-        and query.is_cuda
-        and query.dtype in _HALF
-        and query.shape[-1] <= 256
-        and query.shape[-1] % 8 == 0
-    )
+def varlen_kernel(query: Tensor) -> Kernel | None:
+    """The kernel for such a tensor, if there is one: on a GPU, in half precision, heads of at most 256."""
+    size = query.shape[-1]
+    fits = query.is_cuda and query.dtype in HALF and size <= 256 and size % 8 == 0
+    return varlen_attn if fits else None
 
 
 def attend_varlen(
@@ -60,29 +54,24 @@ def attend_varlen(
     scale: float,
     causal: bool,
     window: int | None,
-    kernel: Callable[..., Any] | None = None,
+    kernel: Kernel,
 ) -> Tensor:
-    """Attention of all sequences in one call; returns (T, H, D). New keys are in the cache already, where there is one.
-
-    `kernel` stands in for `varlen_attn`.
-    """
+    """Attention of all sequences in one call; returns (T, H, D). New keys are already in the cache, if there is one."""
     index = _index(plan)
     keys, values = key_KTD, value_KTD
     if index.slots_C is not None and plan.cache is not None:
         keys = plan.cache.keys[layer].index_select(1, index.slots_C)
         values = plan.cache.values[layer].index_select(1, index.slots_C)
-    call = kernel or varlen_attn
-    assert call is not None, "asked can_attend_varlen first"
     groups = query_HTD.shape[0] // keys.shape[0]
     options: dict[str, object] = {"scale": scale, "window_size": _window(causal=causal, window=window)}
-    if groups > 1 and "enable_gqa" in inspect.signature(call).parameters:
+    if groups > 1 and "enable_gqa" in inspect.signature(kernel).parameters:
         options["enable_gqa"] = True
     elif groups > 1:
         keys, values = keys.repeat_interleave(groups, 0), values.repeat_interleave(groups, 0)
-    out = call(
-        query_HTD.transpose(0, 1).contiguous(),
-        keys.transpose(0, 1).contiguous(),
-        values.transpose(0, 1).contiguous(),
+    out = kernel(
+        query_HTD.transpose(0, 1),
+        keys.transpose(0, 1),
+        values.transpose(0, 1),
         index.new_S1,
         index.total_S1,
         index.max_new,
@@ -104,8 +93,9 @@ def _index(plan: AttentionPlan) -> VarlenIndex:
         return plan.varlen
     row = plan.row
     device = row.ids_T.device
+    new_S1 = row.starts_on_device().int()
     totals = list(row.lengths)
-    slots_C = None
+    total_S1, slots_C = new_S1, None
     if row.cache is not None:
         totals = [new + context for new, context in zip(row.lengths, row.context_lens, strict=True)]
         size = row.cache.block_tokens
@@ -115,10 +105,10 @@ def _index(plan: AttentionPlan) -> VarlenIndex:
             for at in range(total)
         ]
         slots_C = torch.tensor(places, dtype=torch.int64, device=device)
-    offsets = [0, *itertools.accumulate(totals)]
+        total_S1 = torch.tensor([0, *itertools.accumulate(totals)], dtype=torch.int32, device=device)
     plan.varlen = VarlenIndex(
-        new_S1=torch.tensor(row.starts, dtype=torch.int32, device=device),
-        total_S1=torch.tensor(offsets, dtype=torch.int32, device=device),
+        new_S1=new_S1,
+        total_S1=total_S1,
         max_new=max(row.lengths),
         max_total=max(totals),
         slots_C=slots_C,

@@ -15,7 +15,7 @@ from torch import Tensor
 from shoal_models.attention import PackedAttentionError
 from shoal_models.lean_encoder import lean_encoder
 from shoal_models.packed import PackedRow
-from shoal_models.plan import AttentionPlan
+from shoal_models.plan import AttentionPlan, Kernel
 
 
 class PackedBody:
@@ -33,11 +33,15 @@ class PackedBody:
         self._obstacle = _obstacle(self._body)
         self._encoder = lean_encoder(self._body)
 
-    def __call__(self, row: PackedRow) -> Tensor:
-        """Raises PackedAttentionError where attention did not take the row as packed."""
+    def __call__(self, row: PackedRow, kernel: Kernel | None = None) -> Tensor:
+        """`kernel` as in `AttentionPlan`.
+
+        Raises:
+            PackedAttentionError: attention did not take the row as packed.
+        """
         if self._obstacle:
             raise PackedAttentionError(self._obstacle)
-        plan, inputs = AttentionPlan(row), self._inputs(row)
+        plan, inputs = AttentionPlan(row, kernel), self._inputs(row)
         if self._encoder is not None:
             hidden_TE = self._encoder(inputs, plan)
         else:
@@ -93,8 +97,7 @@ def _offset_padding_id(model: Any) -> int | None:
 
 
 def _offset_positions(row: PackedRow, padding_id: int) -> Tensor:
-    real_T = row.ids_T != padding_id
-    if bool(real_T.all()):
-        return row.positions_T + padding_id + 1
-    parts = [part.cumsum(0) * part + padding_id for part in torch.split(real_T.long(), list(row.lengths))]
-    return torch.cat(parts)
+    real_T = (row.ids_T != padding_id).long()
+    counts_T = real_T.cumsum(0)
+    before_T = (counts_T - real_T)[row.first_places()]
+    return (counts_T - before_T) * real_T + padding_id

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from shoal_models.attention import PACKED
+from shoal_models.attention_cuda import HALF, varlen_attn
 from shoal_models.body import PackedBody, takes_types
 from shoal_models.compute import Compute, convert
 from shoal_models.describe import end_id_of, has_token_head
 from shoal_models.execution import ONE_BY_ONE, Execution
+from shoal_models.graphs import SIZES, Capture, CapturedForwards
+from shoal_models.graphs_cuda import CudaCapture, most_tokens
 from shoal_models.heads import Head
 from shoal_models.int8_linear import quantise_linears
 from shoal_models.kept_linears import keep_linears_read_by_others
@@ -23,12 +26,14 @@ from shoal_models.linears import prepack_linears
 from shoal_models.manifest import Manifest
 from shoal_models.packed import PackedRow, fill_up, pack
 from shoal_models.padded import PlainForward
-from shoal_models.post_norm import LeanLayers
+from shoal_models.plan import Kernel
+from shoal_models.post_norm import LeanLayers, lean_layer_weights
 from shoal_models.probe import plain_id_of
 from shoal_models.sizes import few_sizes
 
 _TRIAL_TOKENS = 8
 _CLASS_TYPE = 2
+_WARM_TOKENS = 512  # rows up to here are captured before a version serves, larger ones when they come
 
 
 class LoadedClassifier:
@@ -53,6 +58,7 @@ class LoadedClassifier:
         self._body = PackedBody(model, takes_types=self.takes_types)
         self._lean = LeanLayers(model)
         self._head = Head(model, self.way.reads)
+        self._captured: CapturedForwards | None = None
 
     @property
     def execution(self) -> str:
@@ -77,6 +83,10 @@ class LoadedClassifier:
         with torch.inference_mode():
             if self.manifest.class_token_id >= 0:
                 row = _with_class_type(row, self.manifest.class_token_id)
+            captured = None if self._captured is None else self._captured.run(row)
+            if captured is not None:
+                return captured
+            row = row.to(self.device)
             if self.way.way == "packed":
                 logits = self._head(row, self._hidden(row))
             elif self.way.way == "padded":
@@ -87,10 +97,13 @@ class LoadedClassifier:
 
     def trial_row(self, num_tokens: int) -> PackedRow:
         """One sequence that means nothing, for a forward whose answer does not matter."""
+        return pack([self._trial_ids(num_tokens)], device=self.device)
+
+    def _trial_ids(self, num_tokens: int) -> list[int]:
         ids = [self._plain_id] * num_tokens
         if self.end_id is not None:
             ids[-1] = self.end_id
-        return pack([ids], device=self.device)
+        return ids
 
     def cast(self, compute: Compute) -> None:
         """Bring the weights, still as they were loaded, into the form they are served in.
@@ -110,7 +123,31 @@ class LoadedClassifier:
         if self.device.type == "cpu":
             prepack_linears(self._model)
         self._head = Head(self._model, self.way.reads)
+        is_half = compute.computed in HALF and not compute.int8
+        if self.device.type == "cuda" and self.way.lean and is_half and varlen_attn is not None:
+            self.capture_forwards(CudaCapture(self.device), varlen_attn, most_tokens(lean_layer_weights(self._model)))
         self.compute_dtype = compute.name
+
+    def capture_forwards(self, capture: Capture, kernel: Kernel, max_tokens: int) -> None:
+        """Replay captured forwards, with `kernel` for attention, of rows up to `max_tokens` from now on."""
+        assert self.way.reads in {"first", "tokens"}, "other heads go by the lengths that they were captured with"
+        self._captured = CapturedForwards(
+            lambda row: self._head(row, self._body(row, kernel)).float(),
+            capture=capture,
+            device=self.device,
+            max_tokens=max_tokens,
+            longest=self.manifest.max_tokens,
+            reads_tokens=self.way.reads == "tokens",
+        )
+
+    def warm_up(self) -> Tensor:
+        """Logits of a sequence that means nothing; where forwards are captured, those of small rows are."""
+        longest = self.manifest.max_tokens
+        if self._captured is not None:
+            for num_tokens in (size for size in SIZES if size <= _WARM_TOKENS):
+                length = min(2 * _TRIAL_TOKENS, longest)
+                self.logits(pack([self._trial_ids(length)] * (num_tokens // length), device=torch.device("cpu")))
+        return self.logits(self.trial_row(min(_TRIAL_TOKENS, longest)))
 
     def _runs(self) -> bool:
         """Whether a forward comes to its end."""

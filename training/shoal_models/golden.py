@@ -187,10 +187,10 @@ def _read(file: Path, *, is_token_head: bool) -> tuple[list[list[int]], Tensor]:
 
 
 def _logits(loaded: LoadedClassifier | LoadedGenerator, sequences: list[list[int]]) -> Tensor:
+    if isinstance(loaded, LoadedClassifier):
+        return loaded.logits(pack(sequences, device=torch.device("cpu")))
     device = loaded.device
     row = pack(sequences, device=device)
-    if isinstance(loaded, LoadedClassifier):
-        return loaded.logits(row)
     tables, used = [], 0
     for ids in sequences:
         num_blocks = -(-len(ids) // _BLOCK_TOKENS)

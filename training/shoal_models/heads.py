@@ -84,17 +84,19 @@ def _without_body(model: Any) -> Any:
 
 
 def _first_tokens(row: PackedRow) -> Tensor:
-    return torch.tensor(row.starts[:-1], device=row.ids_T.device)
+    """The first token of each sequence; an empty one at the end of a bucket, which has none, takes another's."""
+    return row.starts_on_device()[:-1].clamp(max=len(row.ids_T) - 1)
 
 
 def _last_tokens(row: PackedRow, padding_id: int | None) -> Tensor:
     """The last token of each sequence that is no padding token, as transformers finds it; if all are, the first."""
-    ends = torch.tensor(row.starts[1:], device=row.ids_T.device) - 1
-    if padding_id is None or bool((row.ids_T[ends] != padding_id).all()):
-        return ends
+    starts_S1 = row.starts_on_device()
+    if padding_id is None:
+        return starts_S1[1:] - 1
     real_T = (row.ids_T != padding_id) * row.positions_T
-    inside = torch.stack([part.argmax() for part in torch.split(real_T, list(row.lengths))])
-    return inside + _first_tokens(row)
+    last_T = torch.zeros_like(real_T).scatter_reduce(0, row.first_places(), real_T, "amax")
+    firsts_S = starts_S1[:-1]
+    return firsts_S + last_T[firsts_S]
 
 
 def _means(row: PackedRow, hidden_TE: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -78,12 +78,13 @@ class PagedCache:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedRow:
-    """What one forward works on. Tensors lie on the model's device."""
+    """What one forward works on. Tensors lie on the model's device, or on the host until `to` takes them there."""
 
     ids_T: Tensor  # int64
     positions_T: Tensor  # int64, position inside its sequence, context included, from 0
     starts: tuple[int, ...]  # S+1 offsets into T, from 0 to T
     type_ids_T: Tensor | None = None  # int64; encoders trained on pairs; None: all zero
+    starts_S1: Tensor | None = None  # int64, `starts` beside the other tensors; None: they are made of `starts`
     cache: PagedCache | None = None  # decoders
     block_tables: tuple[tuple[int, ...], ...] = ()  # per sequence, the blocks covering context and new tokens, in order
     context_lens: tuple[int, ...] = ()  # tokens of each sequence that are in the cache already
@@ -98,6 +99,31 @@ class PackedRow:
     def lengths(self) -> tuple[int, ...]:
         """New tokens of each sequence."""
         return tuple(end - start for start, end in zip(self.starts, self.starts[1:], strict=False))
+
+    def starts_on_device(self) -> Tensor:
+        """`starts` (S+1), int64. A GPU must not make them itself: it would wait for all that it has been given."""
+        return torch.tensor(self.starts, device=self.ids_T.device) if self.starts_S1 is None else self.starts_S1
+
+    def first_places(self) -> Tensor:
+        """Where in the row the sequence of each token begins; (T), int64."""
+        return torch.arange(len(self.ids_T), device=self.ids_T.device) - self.positions_T
+
+    def to(self, device: torch.device) -> PackedRow:
+        """The row, without a cache, on a device; nobody waits for the transfer to a GPU."""
+        if self.ids_T.device == device:
+            return self
+        if device.type != "cuda":
+            return self._changed(lambda tensor: tensor.to(device))
+        return self._changed(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> PackedRow:
+        return replace(
+            self,
+            ids_T=change(self.ids_T),
+            positions_T=change(self.positions_T),
+            type_ids_T=None if self.type_ids_T is None else change(self.type_ids_T),
+            starts_S1=change(self.starts_on_device()),
+        )
 
 
 def pack(

@@ -6,7 +6,9 @@ S sequences, T packed tokens, B sequences of a decode group, N blocks, P tokens 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,9 @@ from torch import Tensor
 from shoal_models.chunk_attention import Chunks
 from shoal_models.chunks import Chunking, cut_into_chunks
 from shoal_models.packed import PackedRow, PagedCache
+
+Kernel = Callable[..., Any]
+"""Variable-length attention, called as `torch.nn.attention.varlen.varlen_attn` is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +73,7 @@ class AttentionPlan:
         "_masks",
         "cache",
         "decodes",
+        "kernel",
         "num_calls",
         "num_tokens",
         "row",
@@ -76,8 +82,10 @@ class AttentionPlan:
         "varlen",
     )
 
-    def __init__(self, row: PackedRow) -> None:
+    def __init__(self, row: PackedRow, kernel: Kernel | None = None) -> None:
+        """`kernel` is the one to attend with; None: whichever is the fastest for the tensors."""
         self.row = row
+        self.kernel = kernel
         self.cache: PagedCache | None = row.cache
         self.num_calls = 0
         self.num_tokens = row.starts[-1]
@@ -107,15 +115,14 @@ class AttentionPlan:
 
     @property
     def lone_tokens(self) -> int:
-        """Tokens of the one sequence, without a cache, that is read; 0 where there are more."""
-        is_lone = self.cache is None and self.row.num_sequences - self.row.has_filler == 1
-        return self.row.starts[1] if is_lone else 0
+        """Tokens of the one sequence that is read, on a CPU and without a cache; 0 where there are more."""
+        return self.row.starts[1] if self._is_whole_on_cpu and self._num_read == 1 else 0
 
     def chunking(self) -> Chunking | None:
         """The row in chunks; None where they are not the fast way: on a GPU, over a cache, too long, one sequence."""
         if not self._is_cut:
             self._is_cut = True
-            if self.cache is None and not self.lone_tokens and self.row.ids_T.device.type == "cpu":
+            if self._is_whole_on_cpu and self._num_read > 1:
                 self._chunking = cut_into_chunks(self.row.starts)
         return self._chunking
 
@@ -125,6 +132,14 @@ class AttentionPlan:
         if chunking is not None and key not in self._chunks:
             self._chunks[key] = Chunks(chunking, num_heads=num_heads, dtype=dtype)
         return self._chunks.get(key)
+
+    @property
+    def _is_whole_on_cpu(self) -> bool:
+        return self.kernel is None and self.cache is None and self.row.ids_T.device.type == "cpu"
+
+    @property
+    def _num_read(self) -> int:
+        return self.row.num_sequences - self.row.has_filler
 
     def _plan_cached(self, row: PackedRow, cache: PagedCache) -> None:
         size, device = cache.block_tokens, row.ids_T.device

@@ -44,6 +44,12 @@ class PostNormLayer(nn.Module):
         return outputs_TE[None]
 
 
+def lean_layer_weights(model: nn.Module) -> int:
+    """Weights of the largest lean layer that `model` runs; 0 when it runs none."""
+    layers = (module for module in model.modules() if isinstance(module, PostNormLayer))
+    return max((sum(weight.numel() for weight in layer.state_dict().values()) for layer in layers), default=0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Place:
     """Where a layer of transformers stands in its model."""

@@ -144,7 +144,7 @@ class Loader:
             share=self._shares_weights,
         )
         if isinstance(model, LoadedClassifier):
-            _check_finite(model.logits(model.trial_row(min(_WARM_UP_TOKENS, manifest.max_tokens))))
+            _check_finite(model.warm_up())
             memory = _memory(need, model)
             return ReadyClassifier(
                 key=key, manifest=manifest, model=model, memory=memory, load_s=time.monotonic() - began_s

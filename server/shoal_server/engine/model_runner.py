@@ -8,8 +8,7 @@ T packed tokens, R rows of logits (one for each sequence, or for each token), L 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -84,11 +83,8 @@ class ModelRunner:
         return self._classifiers.pop(key) if key in self._classifiers else self._generators.pop(key)
 
     def prepare(self, plan: ClassifyPlan) -> PreparedRow:
-        """The packed row of a plan, in host memory from which the device can read by itself."""
-        row = _classify_row(plan)
-        if self._device.type != "cuda":
-            return PreparedRow(plan=plan, row=row)
-        return PreparedRow(plan=plan, row=_map_tensors(row, Tensor.pin_memory))
+        """The packed row of a plan, in host memory."""
+        return PreparedRow(plan=plan, row=_classify_row(plan))
 
     def launch(self, prepared: PreparedRow, *, is_alone: bool, is_short: bool) -> Launched:
         """Begin the forward of a prepared row. `is_alone`: nothing else runs or waits; `is_short`: it is soon over."""
@@ -131,7 +127,6 @@ class ModelRunner:
     def _launch_on_gpu(self, model: LoadedClassifier, plan: ClassifyPlan, row: PackedRow) -> OnGpu:
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         began.record()
-        row = _map_tensors(row, lambda tensor: tensor.to(self._device, non_blocking=True))
         computed_RL = model.logits(row)
         logits_RL = torch.empty(computed_RL.shape, dtype=computed_RL.dtype, pin_memory=True)
         logits_RL.copy_(computed_RL, non_blocking=True)
@@ -159,16 +154,7 @@ def _classify_row(plan: ClassifyPlan) -> PackedRow:
         positions_T=torch.from_numpy(positions_T),
         starts=tuple(starts.tolist()),
         type_ids_T=type_ids_T,
-    )
-
-
-def _map_tensors(row: PackedRow, change: Callable[[Tensor], Tensor]) -> PackedRow:
-    """A row without a cache with each of its tensors changed."""
-    return replace(
-        row,
-        ids_T=change(row.ids_T),
-        positions_T=change(row.positions_T),
-        type_ids_T=None if row.type_ids_T is None else change(row.type_ids_T),
+        starts_S1=torch.from_numpy(starts),
     )
 
 
