@@ -76,7 +76,10 @@ def attend_fused(plan: AttentionPlan, qkv_T3E: Tensor, num_heads: int) -> Tensor
     heads = _Heads(scale=size**-0.5, causal=False, window=None, softcap=None)
     chunks = plan.chunks(num_heads, qkv_T3E.dtype)
     if chunks is None:
-        query, key, value = _by_head(qkv_T3E, size).tensor_split(3)
+        qkv_HTD = _by_head(qkv_T3E, size)
+        if not qkv_T3E.is_cuda:  # whose kernel takes any strides
+            qkv_HTD = qkv_HTD.contiguous()
+        query, key, value = qkv_HTD.tensor_split(3)
         return _attend_any(plan, 0, heads, query, key, value).reshape(num_tokens, -1)
 
     def select(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:

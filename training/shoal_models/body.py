@@ -97,7 +97,10 @@ def _offset_padding_id(model: Any) -> int | None:
 
 
 def _offset_positions(row: PackedRow, padding_id: int) -> Tensor:
-    real_T = (row.ids_T != padding_id).long()
+    is_real_T = row.ids_T != padding_id
+    if row.is_readable and bool(is_real_T.all()):
+        return row.positions_T + (padding_id + 1)
+    real_T = is_real_T.long()
     counts_T = real_T.cumsum(0)
     before_T = (counts_T - real_T)[row.first_places()]
     return (counts_T - before_T) * real_T + padding_id

@@ -6,6 +6,8 @@ S sequences, T packed tokens, E hidden size, L labels.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from shoal_models.body import PackedBody, takes_types
 from shoal_models.compute import Compute, convert
 from shoal_models.describe import end_id_of, has_token_head
 from shoal_models.execution import ONE_BY_ONE, Execution
-from shoal_models.graphs import SIZES, Capture, CapturedForwards
+from shoal_models.graphs import Capture, CapturedForwards
 from shoal_models.graphs_cuda import CudaCapture, most_tokens
 from shoal_models.heads import Head
 from shoal_models.int8_linear import quantise_linears
@@ -28,12 +30,11 @@ from shoal_models.packed import PackedRow, fill_up, pack
 from shoal_models.padded import PlainForward
 from shoal_models.plan import Kernel
 from shoal_models.post_norm import LeanLayers, lean_layer_weights
-from shoal_models.probe import plain_id_of
+from shoal_models.probe import made_up_sequences, plain_id_of, special_ids
 from shoal_models.sizes import few_sizes
 
 _TRIAL_TOKENS = 8
 _CLASS_TYPE = 2
-_WARM_TOKENS = 512  # rows up to here are captured before a version serves, larger ones when they come
 
 
 class LoadedClassifier:
@@ -64,6 +65,11 @@ class LoadedClassifier:
     def execution(self) -> str:
         """For people: "packed", "padded: <why>" or "one by one: <why>"."""
         return self.way.text
+
+    @property
+    def captured_bytes(self) -> int:
+        """Device memory that nothing but captured forwards can use."""
+        return 0 if self._captured is None else self._captured.num_bytes
 
     @property
     def has_lean_layers(self) -> bool:
@@ -97,19 +103,17 @@ class LoadedClassifier:
 
     def trial_row(self, num_tokens: int) -> PackedRow:
         """One sequence that means nothing, for a forward whose answer does not matter."""
-        return pack([self._trial_ids(num_tokens)], device=self.device)
-
-    def _trial_ids(self, num_tokens: int) -> list[int]:
         ids = [self._plain_id] * num_tokens
         if self.end_id is not None:
             ids[-1] = self.end_id
-        return ids
+        return pack([ids], device=self.device)
 
     def cast(self, compute: Compute) -> None:
         """Bring the weights, still as they were loaded, into the form they are served in.
 
         A model with a step that is not to be had in that dtype, such as a Fourier transform in bfloat16, keeps the
-        rounded weights and computes in float32. Layers are quantised from weights that have not been rounded.
+        rounded weights and computes in float32. Layers are quantised from weights that have not been rounded. On a GPU
+        small forwards are captured here, before a version serves, since a capture would hold up what it serves.
         """
         self._lean.settle()
         if self.device.type == "cpu" or compute.int8:
@@ -129,8 +133,9 @@ class LoadedClassifier:
         self.compute_dtype = compute.name
 
     def capture_forwards(self, capture: Capture, kernel: Kernel, max_tokens: int) -> None:
-        """Replay captured forwards, with `kernel` for attention, of rows up to `max_tokens` from now on."""
+        """Capture forwards, with `kernel` for attention, and replay them for rows up to `max_tokens` from now on."""
         assert self.way.reads in {"first", "tokens"}, "other heads go by the lengths that they were captured with"
+        assert not self._lean.ends_early, "a layer of first tokens goes by them, too"
         self._captured = CapturedForwards(
             lambda row: self._head(row, self._body(row, kernel)).float(),
             capture=capture,
@@ -139,15 +144,17 @@ class LoadedClassifier:
             longest=self.manifest.max_tokens,
             reads_tokens=self.way.reads == "tokens",
         )
+        config = self._model.config.get_text_config()
+        most = self._captured.most_tokens
+        (ids,) = made_up_sequences((most,), int(config.vocab_size), frozenset(special_ids(config)))
+        with torch.inference_mode():
+            self._captured.capture_all(lambda lengths: self._made_up_row(ids, lengths))
 
-    def warm_up(self) -> Tensor:
-        """Logits of a sequence that means nothing; where forwards are captured, those of small rows are."""
-        longest = self.manifest.max_tokens
-        if self._captured is not None:
-            for num_tokens in (size for size in SIZES if size <= _WARM_TOKENS):
-                length = min(2 * _TRIAL_TOKENS, longest)
-                self.logits(pack([self._trial_ids(length)] * (num_tokens // length), device=torch.device("cpu")))
-        return self.logits(self.trial_row(min(_TRIAL_TOKENS, longest)))
+    def _made_up_row(self, ids: Sequence[int], lengths: Sequence[int]) -> PackedRow:
+        """`ids` cut into sequences of such lengths, of pairs where the model tells them apart; in host memory."""
+        sequences = [ids[start:end] for start, end in itertools.pairwise((0, *itertools.accumulate(lengths)))]
+        seconds = [length // 2 for length in lengths] if self.takes_types else None
+        return pack(sequences, device=torch.device("cpu"), second_starts=seconds)
 
     def _runs(self) -> bool:
         """Whether a forward comes to its end."""

@@ -85,14 +85,17 @@ def _without_body(model: Any) -> Any:
 
 def _first_tokens(row: PackedRow) -> Tensor:
     """The first token of each sequence; an empty one at the end of a bucket, which has none, takes another's."""
-    return row.starts_on_device()[:-1].clamp(max=len(row.ids_T) - 1)
+    firsts_S = row.starts_on_device()[:-1]
+    ends_empty = row.starts[-2] == row.starts[-1]
+    return firsts_S.clamp(max=row.starts[-1] - 1) if ends_empty else firsts_S
 
 
 def _last_tokens(row: PackedRow, padding_id: int | None) -> Tensor:
     """The last token of each sequence that is no padding token, as transformers finds it; if all are, the first."""
     starts_S1 = row.starts_on_device()
-    if padding_id is None:
-        return starts_S1[1:] - 1
+    ends_S = starts_S1[1:] - 1
+    if padding_id is None or (row.is_readable and bool((row.ids_T[ends_S] != padding_id).all())):
+        return ends_S
     real_T = (row.ids_T != padding_id) * row.positions_T
     last_T = torch.zeros_like(real_T).scatter_reduce(0, row.first_places(), real_T, "amax")
     firsts_S = starts_S1[:-1]

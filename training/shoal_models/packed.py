@@ -89,6 +89,7 @@ class PackedRow:
     block_tables: tuple[tuple[int, ...], ...] = ()  # per sequence, the blocks covering context and new tokens, in order
     context_lens: tuple[int, ...] = ()  # tokens of each sequence that are in the cache already
     has_filler: bool = False  # nobody reads the last sequence, see `fill_up`
+    is_captured: bool = False  # later rows are written over the tensors, see graphs.py
 
     @property
     def num_sequences(self) -> int:
@@ -99,6 +100,11 @@ class PackedRow:
     def lengths(self) -> tuple[int, ...]:
         """New tokens of each sequence."""
         return tuple(end - start for start, end in zip(self.starts, self.starts[1:], strict=False))
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether the host may look at values: they are there without waiting and what is found holds."""
+        return self.ids_T.device.type == "cpu" and not self.is_captured
 
     def starts_on_device(self) -> Tensor:
         """`starts` (S+1), int64. A GPU must not make them itself: it would wait for all that it has been given."""

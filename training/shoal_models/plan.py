@@ -70,6 +70,7 @@ class AttentionPlan:
         "_chunking",
         "_chunks",
         "_is_cut",
+        "_is_whole_on_cpu",
         "_masks",
         "cache",
         "decodes",
@@ -93,6 +94,7 @@ class AttentionPlan:
         self.decodes: tuple[DecodeGroup, ...] = ()
         self.varlen: object | None = None  # index tensors of the CUDA kernel, see attention_cuda.py
         self._masks: dict[tuple[int, int, bool, int | None], Tensor | None] = {}
+        self._is_whole_on_cpu = kernel is None and row.cache is None and row.ids_T.device.type == "cpu"
         self._is_cut = False
         self._chunking: Chunking | None = None  # once it is cut
         self._chunks: dict[tuple[int, torch.dtype], Chunks] = {}
@@ -132,10 +134,6 @@ class AttentionPlan:
         if chunking is not None and key not in self._chunks:
             self._chunks[key] = Chunks(chunking, num_heads=num_heads, dtype=dtype)
         return self._chunks.get(key)
-
-    @property
-    def _is_whole_on_cpu(self) -> bool:
-        return self.kernel is None and self.cache is None and self.row.ids_T.device.type == "cpu"
 
     @property
     def _num_read(self) -> int:

@@ -79,6 +79,11 @@ class LeanLayers:
         """How many layers can be replaced."""
         return len(self._places)
 
+    @property
+    def ends_early(self) -> bool:
+        """Whether the last layer computes first tokens only."""
+        return self._ends_early
+
     def use(self, lean: bool, *, first_only: bool) -> None:
         """Put lean layers in the places of transformers' own, or those back. They share weights but for one copy.
 

@@ -78,6 +78,7 @@ class Loader:
         self._shares_weights = shares_weights
         self._held_bytes: dict[VersionKey, int] = {}  # of versions that this thread has made and not freed
         self._handed_over_bytes: dict[VersionKey, int] = {}  # caches that the compute loop has not counted yet
+        self._captured_bytes: dict[VersionKey, int] = {}  # on a GPU; they count as free, but nobody can have them
         self._config = config
         self._inbox = inbox
         self._orders: queue.SimpleQueue[LoadVersion | list[ReadyVersion]] = queue.SimpleQueue()
@@ -120,6 +121,8 @@ class Loader:
             _log.warning("version.refused", version=key, reason=reason, exc=type(error).__name__)
         else:
             self._held_bytes[key] = ready.memory.total_bytes
+            if isinstance(ready, ReadyClassifier):
+                self._captured_bytes[key] = ready.model.captured_bytes
             if isinstance(ready, ReadyGenerator) and self._device.commits_lazily:
                 self._handed_over_bytes[key] = ready.cache.num_bytes
             self._inbox.put(VersionReady(ready=ready))
@@ -144,7 +147,7 @@ class Loader:
             share=self._shares_weights,
         )
         if isinstance(model, LoadedClassifier):
-            _check_finite(model.warm_up())
+            _check_finite(model.logits(model.trial_row(min(_WARM_UP_TOKENS, manifest.max_tokens))))
             memory = _memory(need, model)
             return ReadyClassifier(
                 key=key, manifest=manifest, model=model, memory=memory, load_s=time.monotonic() - began_s
@@ -158,6 +161,7 @@ class Loader:
 
     def _check_memory(self, manifest: Manifest) -> MemoryNeed:
         promised_bytes = sum(list(self._handed_over_bytes.values())) + self._promised_bytes()
+        promised_bytes += sum(self._captured_bytes.values())
         need = check_memory(
             manifest,
             dtype=self._device.dtype,
@@ -184,6 +188,7 @@ class Loader:
     def _free(self, holder: list[ReadyVersion]) -> None:
         key = holder.pop().key
         self._held_bytes.pop(key, None)
+        self._captured_bytes.pop(key, None)
         self._reclaim()
         self._inbox.put(VersionFreed(key=key))
 
@@ -194,7 +199,10 @@ class Loader:
 
 def _memory(need: MemoryNeed, model: LoadedClassifier | LoadedGenerator, cache_bytes: int = 0) -> VersionMemory:
     reckoned_bytes = need.serving_bytes + need.cache_bytes
-    return VersionMemory(weight_bytes=held_bytes(model), cache_bytes=cache_bytes, reckoned_bytes=reckoned_bytes)
+    weight_bytes = held_bytes(model)
+    if isinstance(model, LoadedClassifier):
+        weight_bytes += model.captured_bytes
+    return VersionMemory(weight_bytes=weight_bytes, cache_bytes=cache_bytes, reckoned_bytes=reckoned_bytes)
 
 
 def _reason(error: Exception) -> str:

@@ -127,9 +127,13 @@ class ModelRunner:
     def _launch_on_gpu(self, model: LoadedClassifier, plan: ClassifyPlan, row: PackedRow) -> OnGpu:
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         began.record()
-        computed_RL = model.logits(row)
-        logits_RL = torch.empty(computed_RL.shape, dtype=computed_RL.dtype, pin_memory=True)
-        logits_RL.copy_(computed_RL, non_blocking=True)
+        try:
+            computed_RL = model.logits(row)
+            logits_RL = torch.empty(computed_RL.shape, dtype=computed_RL.dtype, pin_memory=True)
+            logits_RL.copy_(computed_RL, non_blocking=True)
+        except Exception:
+            torch.cuda.current_stream().synchronize()  # nothing of it may run when its version is freed
+            raise
         ended.record()
         return OnGpu(plan=plan, logits_RL=logits_RL, began=began, ended=ended)
 

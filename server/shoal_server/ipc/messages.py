@@ -139,7 +139,7 @@ class EngineHello(Message, frozen=True, kw_only=True):
 class VersionMemory(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Bytes that a version holds on one engine's device."""
 
-    weight_bytes: int  # measured once it was loaded, in the form it is served in
+    weight_bytes: int  # measured once it was loaded, in the form it is served in, with what captured forwards keep
     cache_bytes: int  # of its KV cache, 0 for classifiers; on a CPU taken page by page as it fills
     reckoned_bytes: int  # what both together were reckoned to be before it was loaded
 

@@ -51,6 +51,11 @@ class Recorder:
         self.num_captures = self.num_replays = 0
         self._fails, self._spoils = fails, spoils
 
+    @property
+    def num_bytes(self) -> int:
+        """1,000 for each capture."""
+        return 1000 * self.num_captures
+
     def __call__(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
         self.num_captures += 1
         if self._fails:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import random
 from collections.abc import Callable
@@ -14,7 +15,16 @@ from ragged import alone, ragged, second_starts
 from recorder import NoWaiting, Recorder, lengths_of, plain_kernel
 from shoal_models.body import PackedBody
 from shoal_models.classifier import LoadedClassifier
-from shoal_models.graphs import SIZES, Bucket, choose_bucket, empty_row, fill_up_row, num_inputs
+from shoal_models.graphs import (
+    SIZES,
+    Bucket,
+    all_buckets,
+    choose_bucket,
+    empty_row,
+    fill_up_row,
+    num_inputs,
+    trial_lengths,
+)
 from shoal_models.graphs_cuda import most_tokens
 from shoal_models.heads import Head
 from shoal_models.packed import PackedRow, pack
@@ -54,6 +64,7 @@ def test_replayed_rows_equal_transformers_alone(family: str, head: str, publish:
     published = publish(tiny_model(family + head, CLASSIFIERS[family]()), "classifier")
     recorder = Recorder()
     loaded = capturing(published, recorder)
+    num_buckets = recorder.num_captures
     buckets = set()
     for seed, count, longest in ROWS:
         sequences = ragged(seed, count, longest)
@@ -62,8 +73,8 @@ def test_replayed_rows_equal_transformers_alone(family: str, head: str, publish:
         found = loaded.logits(pack(sequences, device=CPU))
         torch.testing.assert_close(found, alone(published.model, sequences), atol=1e-4, rtol=0)
     assert 2 < len(buckets) < len(ROWS), "some were met again"
-    assert recorder.num_captures == len(buckets)
-    assert recorder.num_replays == len(ROWS) + recorder.num_captures
+    assert recorder.num_captures == num_buckets, "nothing is captured while a version serves"
+    assert recorder.num_replays == num_buckets + len(ROWS)
 
 
 def test_token_types_reach_replayed_forwards(bert: Published) -> None:
@@ -89,32 +100,31 @@ def test_an_answer_survives_the_next_forward(bert: Published) -> None:
 def test_a_version_that_cannot_be_captured_runs_without(
     recorder: Recorder, bert: Published, caplog: pytest.LogCaptureFixture
 ) -> None:
-    loaded = capturing(bert, recorder)
-    sequences = ragged(1, 6, 30)
     with caplog.at_level(logging.WARNING):
-        for _ in range(3):
-            found = loaded.logits(pack(sequences, device=CPU))
-            torch.testing.assert_close(found, alone(bert.model, sequences), atol=1e-4, rtol=0)
-    assert recorder.num_captures == 1
-    assert [record.message.split(",")[0] for record in caplog.records] == ["forwards are not captured from now on"]
+        loaded = capturing(bert, recorder)
+    sequences = ragged(1, 6, 30)
+    before = recorder.num_replays
+    found = loaded.logits(pack(sequences, device=CPU))
+    torch.testing.assert_close(found, alone(bert.model, sequences), atol=1e-4, rtol=0)
+    assert (recorder.num_captures, recorder.num_replays, loaded.captured_bytes) == (1, before, 0)
+    assert [record.message.split(";")[0] for record in caplog.records] == ["forwards run without captures"]
 
 
 def test_large_rows_and_long_sequences_run_without_a_capture(bert: Published) -> None:
     recorder = Recorder()
     loaded = capturing(bert, recorder, max_tokens=64)
+    before = recorder.num_replays
     sequences = ragged(1, 12, 40)
     found = loaded.logits(pack(sequences, device=CPU))
     torch.testing.assert_close(found, alone(bert.model, sequences), atol=1e-4, rtol=0)
-    assert recorder.num_captures == 0
+    assert recorder.num_replays == before
 
 
-def test_small_rows_are_captured_before_a_version_serves(bert: Published) -> None:
+def test_every_bucket_is_captured_before_a_version_serves(bert: Published) -> None:
     recorder = Recorder()
     loaded = capturing(bert, recorder, max_tokens=100)
-    loaded.warm_up()
-    assert recorder.num_captures == len([size for size in SIZES if size <= 100])
-    loaded.logits(pack(ragged(1, 3, 20), device=CPU))
-    assert recorder.num_captures == 4
+    assert recorder.num_captures == len(all_buckets(max_tokens=100, longest=loaded.manifest.max_tokens)) == 4
+    assert loaded.captured_bytes == 4 * 1000, "what captures keep is told to whoever reckons with the device's memory"
 
 
 @pytest.mark.parametrize("family", [*LEAN, "ModernBert"])
@@ -150,15 +160,14 @@ def test_no_head_waits_for_the_device(architecture: str, config: str, publish: C
 def on_device(sequences: list[list[int]]) -> PackedRow:
     """A row as it is once it has been taken to a GPU, whose tensors are all there."""
     row = pack(sequences, device=CPU)
-    return PackedRow(
-        ids_T=row.ids_T, positions_T=row.positions_T, starts=row.starts, starts_S1=torch.tensor(row.starts)
-    )
+    return dataclasses.replace(row, starts_S1=torch.tensor(row.starts), is_captured=True)
 
 
 def test_buckets_hold_every_row_they_are_chosen_for() -> None:
     """A thousand random rows: all sequences and tokens have room, none is longer than the bound, few buckets do."""
     chooser = random.Random(5)
     seen: set[Bucket] = set()
+    captured = all_buckets(max_tokens=4096, longest=512)
     for _ in range(1000):
         longest = chooser.choice((20, 128, 512))
         lengths = [min(1 + int(chooser.expovariate(1 / 30)), longest) for _ in range(chooser.randint(1, 60))]
@@ -174,7 +183,24 @@ def test_buckets_hold_every_row_they_are_chosen_for() -> None:
         assert torch.equal(filled.positions_T[: row.starts[-1]], row.positions_T)
         assert int(filled.positions_T.max()) < bucket.longest
         seen.add(bucket)
-    assert len(seen) <= 2 * len(SIZES)
+    assert seen <= set(captured)
+    assert len(captured) <= 2 * len(SIZES)
+    assert captured == sorted(captured, key=lambda bucket: (bucket.num_tokens, bucket.longest), reverse=True)
+
+
+@pytest.mark.parametrize("longest", [3, 8, 20, 128, 200, 512])
+def test_the_trial_of_a_bucket_fits_it(longest: int) -> None:
+    """Sequences of 3 tokens fill no bucket, which has one for every eight."""
+    buckets = all_buckets(max_tokens=4096, longest=longest)
+    assert (buckets == []) == (longest == 3)
+    for bucket in buckets:
+        lengths = trial_lengths(bucket)
+        row = pack([[7] * length for length in lengths], device=CPU)
+        filled = fill_up_row(row, bucket, torch.empty(num_inputs(bucket), dtype=torch.int64))
+        assert (filled.starts[-1], filled.num_sequences) == (bucket.num_tokens, bucket.num_sequences)
+        assert max(lengths) <= bucket.longest
+        assert 2 * sum(lengths) >= bucket.num_tokens or longest <= 8, "most of it is no filling"
+        assert max(lengths) == bucket.longest or 2 * bucket.longest > bucket.num_tokens
 
 
 def test_the_smallest_bucket_is_chosen() -> None:
@@ -186,6 +212,7 @@ def test_the_smallest_bucket_is_chosen() -> None:
         num_tokens=256, num_sequences=32, longest=128
     )
     assert choose_bucket([200], max_tokens=255, longest=256) is None
+    assert choose_bucket([200], max_tokens=512, longest=199) is None
 
 
 def test_an_empty_row_holds_a_sequence_as_long_as_any_may_be() -> None:
