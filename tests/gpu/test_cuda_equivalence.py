@@ -6,16 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from gpu_device import DEVICE, MARKS
 from harness import models, tiny, tiny_encoders
 from harness.reference import ReferenceClassifier, ReferenceGenerator, differs_at_near_tie
 from shoal_models.load import LoadedClassifier, LoadedGenerator, load_version
 from shoal_models.manifest import read_manifest
 from shoal_models.packed import PackedRow, pack
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device"),
-]
+pytestmark = MARKS
 BLOCK_TOKENS = 16
 PADDED = ("mpnet", "deberta-v2")
 
@@ -23,7 +21,7 @@ PADDED = ("mpnet", "deberta-v2")
 def load(repository: Path, name: str, folder: Path, dtype: torch.dtype) -> LoadedClassifier | LoadedGenerator:
     version = models.import_version(repository, name, folder)
     path = repository / name / str(version)
-    return load_version(path, read_manifest(path), dtype=dtype, device=torch.device("cuda"))
+    return load_version(path, read_manifest(path), dtype=dtype, device=DEVICE)
 
 
 @pytest.mark.parametrize("head", ["sequence", "token"])
@@ -63,14 +61,14 @@ def decode(loaded: LoadedGenerator, prompt: list[int], num_tokens: int) -> list[
     context, new = 0, prompt
     while len(found) < num_tokens:
         row = PackedRow(
-            ids_T=torch.tensor(new, device="cuda"),
-            positions_T=torch.arange(context, context + len(new), device="cuda"),
+            ids_T=torch.tensor(new, device=DEVICE),
+            positions_T=torch.arange(context, context + len(new), device=DEVICE),
             starts=(0, len(new)),
             cache=cache,
             block_tables=(tuple(range(num_blocks)),),
             context_lens=(context,),
         )
-        logits_WV = loaded.logits(row, torch.tensor([len(new) - 1], device="cuda"))
+        logits_WV = loaded.logits(row, torch.tensor([len(new) - 1], device=DEVICE))
         context, new = context + len(new), [int(logits_WV[0].argmax())]
         found += new
     return found
