@@ -1,8 +1,9 @@
-"""Whether a lone forward may have all cores: not while something else runs on one of them. Knows no clock.
+"""Whether a lone forward may have all cores: not while anything else needs one of them. Knows no clock.
 
 Cores that share a forward wait for each other, so that whatever else runs on one of them holds up all: beside a busy
 process, on two cores, a text takes 5 ms on one core and up to 170 ms on both. That shows only in a forward that was
-held up; the next ones then keep to one core, for longer the oftener it happens in a row.
+held up; the next ones then keep to one core, for longer the oftener it happens in a row. Where calls come while others
+run, fronts and callers are at work beside forwards, too.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ class AllCores:
     def are_free(self, now_s: float) -> bool:
         """Whether a lone forward may have them."""
         return now_s >= self._free_s
+
+    def arrived_beside(self, now_s: float) -> None:
+        """A call has come while another one runs."""
+        self._free_s = max(self._free_s, now_s + _FIRST_S)
 
     def ran(self, *, seconds: float, expected_s: float, ended_s: float) -> None:
         """A forward that had all cores has ended; `expected_s` is 0 where that was not known."""

@@ -69,6 +69,8 @@ class ClassifyWork:
     def add(self, request: ClassifyRequest, now_s: float) -> None:
         """Let a call wait; errors as of `Batcher.add`."""
         self._batcher.add(request, now_s)
+        if self._under_way:
+            self._all_cores.arrived_beside(now_s)
 
     def abort(self, key: CallKey) -> None:
         """Forget a call."""

@@ -38,3 +38,15 @@ def test_what_is_only_somewhat_longer_or_was_not_foreseen_says_nothing():
     cores.ran(seconds=0.2, expected_s=0.1, ended_s=0.0)  # by 100 ms, but only twice as long
     cores.ran(seconds=5.0, expected_s=0.0, ended_s=0.0)
     assert cores.are_free(0.0)
+
+
+def test_calls_that_come_while_others_run_keep_the_next_lone_ones_to_one_core_for_a_while():
+    cores = AllCores()
+    for now_s in (1.0, 1.2):
+        cores.arrived_beside(now_s)
+    assert not cores.are_free(1.6)
+    assert cores.are_free(1.7)
+    cores.ran(seconds=0.1, expected_s=0.003, ended_s=2.0)
+    cores.ran(seconds=0.1, expected_s=0.003, ended_s=2.0)
+    cores.arrived_beside(2.0)
+    assert not cores.are_free(2.9), "the longer pause stays"

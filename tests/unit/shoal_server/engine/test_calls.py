@@ -219,7 +219,7 @@ def test_free_lanes_share_what_waits_and_a_lane_that_ends_takes_what_has_come():
         assert world.calls.step()
     assert world.calls.step()
     assert device.log[2:] == ["collect 1:3", "collect 2:3", "launch 3:1"]
-    assert device.launched_alone == [False, False, True]
+    assert device.launched_alone == [False, False, False]
 
 
 @pytest.mark.parametrize(("fixed_s", "is_short"), [(0.0005, True), (0.004, False)])
@@ -244,6 +244,22 @@ def test_after_a_lone_forward_was_held_up_lone_ones_keep_to_one_lane_for_a_while
     world.classify()
     world.finish()
     assert device.launched_alone == [True, True, False, True]
+
+
+def test_after_a_call_came_beside_another_lone_ones_keep_to_one_lane_for_a_while():
+    device = FakeDevice(queues_forwards=False, num_lanes=2, computes_aside=True, fixed_s={NEWS: 0.004})
+    world = World(device)
+    world.classify()
+    world.calls.step()
+    world.classify()
+    for pause_s in (0.1, 0.1, 1.0):
+        while world.calls.is_any_open:
+            world.calls.step()
+            device.now_s = max(device.now_s, device.free_s)
+        device.now_s += pause_s
+        world.classify()
+    world.calls.step()
+    assert device.launched_alone == [True, False, False, False, True]
 
 
 def test_a_generate_step_waits_for_the_lanes():
