@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint format protos bench bench-all bench-front bench-sweep bench-swaps setup setup-dev tools clean
+.PHONY: help demo serve test lint format protos bench bench-all bench-front bench-gpu bench-sweep bench-swaps setup setup-dev tools clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -49,6 +49,9 @@ bench-sweep: setup-dev  ## find the best settings of a peer and keep them: make 
 
 bench-front: setup-dev  ## what one request costs in front of the engine, hop by hop, written to benchmarks/FRONT.md
 	@$(BIN)/python -m benchmarks.front_budget
+
+bench-gpu: setup-dev  ## packed forwards against a GPU's matmul ceiling, and MiniLM through gRPC, to benchmarks/GPU.md
+	@$(BIN)/python -m benchmarks.gpu_classify $(BENCH_FLAGS)
 
 bench-swaps: setup-dev  ## latency during hot swaps against latency without, written to benchmarks/SWAPS.md
 	@$(BIN)/python -m benchmarks.swap_benchmark

@@ -7,6 +7,7 @@ import sys
 
 COMMANDS = {
     "front-budget": "benchmarks.front_budget",
+    "gpu": "benchmarks.gpu_classify",
     "loadgen": "benchmarks.cli",
     "naive-server": "benchmarks.naive_server",
     "side-by-side": "benchmarks.side_by_side",

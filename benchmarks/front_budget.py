@@ -16,15 +16,13 @@ import sys
 import time
 from pathlib import Path
 
-import msgspec
-import psutil
 import uvloop
 from rich.console import Console
 from shoal.aio import AsyncClient
 from shoal_server.config import LogConfig
 from shoal_server.log import setup_logging
 
-from benchmarks import folders, front_hops, front_report
+from benchmarks import folders, front_hops, front_load, front_report, processes
 from benchmarks.front_load import Measured, Shape
 from benchmarks.front_report import Budget, FrontCost, HopColumn
 from benchmarks.servers import Changes, ShoalServer, wait_live
@@ -95,7 +93,7 @@ def _costs(
     folder = folders.OUT / "servers" / f"shoal-tiny-{num_fronts}"
     with ShoalServer(folder, repository, "float32", changes=changes) as server:
         asyncio.run(_wait(server.address))
-        fronts, engines = _pids(server.pid, "front"), _pids(server.pid, "engine")
+        fronts, engines = processes.of_role(server.pid, "front"), processes.of_role(server.pid, "engine")
         found = []
         for shape in shapes:
             console.print(f"{num_fronts} front(s), {shape.name} ...")
@@ -121,18 +119,7 @@ def _floor(options: argparse.Namespace, console: Console) -> list[FrontCost]:
 
 
 def _load(address: str, shape: Shape, pids: list[int], seconds: float) -> Measured:
-    command = [sys.executable, "-m", "benchmarks.front_load", address, folders.TINY]
-    command += [
-        json.dumps(dataclasses.asdict(shape)),
-        "--warmup",
-        "0.5",
-        "--seconds",
-        str(seconds),
-        "--pids",
-        *map(str, pids),
-    ]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    return msgspec.json.decode(done.stdout, type=Measured)
+    return front_load.measure(address, folders.TINY, shape, pids=pids, seconds=seconds)
 
 
 def _median(rounds: list[Measured]) -> Measured:
@@ -144,11 +131,6 @@ def _median(rounds: list[Measured]) -> Measured:
 async def _wait(address: str) -> None:
     async with AsyncClient(address) as client:
         await wait_live(client, folders.TINY, 1)
-
-
-def _pids(parent: int, role: str) -> list[int]:
-    children = psutil.Process(parent).children()
-    return [child.pid for child in children if f"shoal_server.{role}." in " ".join(child.cmdline())]
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import random
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+import msgspec
 import psutil
 import uvloop
 from shoal.v1 import classify_pb2, common_pb2
@@ -33,6 +35,7 @@ STREAM = "/shoal.v1.ClassifyService/StreamClassify"
 NUM_REQUESTS = 64  # serialised once, then sent over and over
 VOCABULARY = range(1000, 30_000)  # ids that are words
 CALL_TIMEOUT_S = 60.0
+WARMUP_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +96,14 @@ class Measured:
     processes: tuple[Cpu, ...]  # in the order in which they were named
 
 
+def measure(address: str, model: str, shape: Shape, *, pids: Sequence[int], seconds: float) -> Measured:
+    """Load a server from a process of its own; `pids` are those whose CPU seconds are read."""
+    command = [sys.executable, "-m", "benchmarks.front_load", address, model, json.dumps(dataclasses.asdict(shape))]
+    command += ["--warmup", str(WARMUP_S), "--seconds", str(seconds), "--pids", *map(str, pids)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    return msgspec.json.decode(done.stdout, type=Measured)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.front_load", description=__doc__)
@@ -100,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("model")
     parser.add_argument("shape", help="a Shape as JSON")
     parser.add_argument("--seconds", type=float, default=4.0, help="measured (default %(default)s)")
-    parser.add_argument("--warmup", type=float, default=1.0, help="seconds before that (default %(default)s)")
+    parser.add_argument("--warmup", type=float, default=WARMUP_S, help="seconds before that (default %(default)s)")
     parser.add_argument("--channels", type=int, default=2, help="connections (default %(default)s)")
     parser.add_argument("--pids", type=int, nargs="*", default=[], help="processes whose CPU seconds are read")
     options = parser.parse_args(arguments)

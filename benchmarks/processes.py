@@ -73,6 +73,12 @@ def tree(pid: int) -> list[psutil.Process]:
         return []
 
 
+def of_role(control_pid: int, role: str) -> list[int]:
+    """Pids of a Shoal server's processes of one role, "front" or "engine"; it was started as `control_pid`."""
+    children = psutil.Process(control_pid).children()
+    return [child.pid for child in children if f"shoal_server.{role}." in " ".join(child.cmdline())]
+
+
 def end(processes: list[psutil.Process], patience_s: float = 5.0) -> None:
     """Ask those of `processes` that still run to end, and kill those that do not."""
     for process in _living(processes):

@@ -65,7 +65,7 @@ def test_captured_forwards_equal_ordinary_ones(tmp_path: Path, kind: str, head: 
     version = models.import_version(tmp_path / "models", kind, tiny.make(kind, tmp_path / "source", head=head))
     captured = load(tmp_path / "models", kind, version, dtype)
     ordinary = load(tmp_path / "models", kind, version, dtype)
-    ordinary._captured = None
+    ordinary.release_captured()
     exact = load(tmp_path / "models", kind, version, torch.float32)
     assert (captured.captured_bytes > 0) == IS_GPU
     for seed, count, longest in ROWS:

@@ -150,6 +150,10 @@ class LoadedClassifier:
         with torch.inference_mode():
             self._captured.capture_all(lambda lengths: self._made_up_row(ids, lengths))
 
+    def release_captured(self) -> None:
+        """Run every forward in the ordinary way from now on."""
+        self._captured = None
+
     def _made_up_row(self, ids: Sequence[int], lengths: Sequence[int]) -> PackedRow:
         """`ids` cut into sequences of such lengths, of pairs where the model tells them apart; in host memory."""
         sequences = [ids[start:end] for start, end in itertools.pairwise((0, *itertools.accumulate(lengths)))]
