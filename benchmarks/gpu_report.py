@@ -146,7 +146,8 @@ need is counted without padding, embeddings, norms and heads.
 
 ## MiniLM through gRPC
 A server on loopback; the load is made by {num_loads} processes, from requests serialised before, which share the
-processor with it. That the GPU is mostly outside forwards while texts/s grow with fronts shows that fronts are the limit.
+processor with it. That the GPU is mostly outside forwards while texts/s grow with fronts shows that fronts are the
+limit.
 
 {served}
 """
