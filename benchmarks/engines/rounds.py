@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 from rich.console import Console
+from shoal_server.control.processes import ENGINE_ENVIRONMENT
 from shoal_server.engine.devices.cpu import CpuDevice
 from transformers import AutoConfig
 
@@ -95,7 +96,12 @@ class Running:
     def __init__(self, engine: Engine, texts: Path) -> None:
         self._log = (folders.OUT / f"engine-{engine.kind}-{engine.dtype}.log").open("w+b")
         self._process = subprocess.Popen(
-            _command(engine, texts), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, cwd=ROOT
+            _command(engine, texts),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            cwd=ROOT,
+            env={**ENGINE_ENVIRONMENT, **os.environ},  # of Shoal's engines; huge pages for all
         )
         self._read()
 

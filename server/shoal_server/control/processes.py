@@ -30,7 +30,7 @@ _log = Log(__name__)
 # Activations are taken and given back for every layer. glibc would hand each large one to the system and get it again,
 # page by page (10 % of all processor time), and would use small pages, which the processor keeps too few addresses of:
 # huge ones made a forward on one core 10 % faster, both together 12 % more texts a second through gRPC.
-_ENGINE_ENVIRONMENT = {
+ENGINE_ENVIRONMENT = {
     "GOMP_SPINCOUNT": "200000",
     "GLIBC_TUNABLES": ":".join(
         (
@@ -147,7 +147,7 @@ class Child:
             "shoal_server.process",
             self.spec.entry,
             stdin=asyncio.subprocess.PIPE,
-            env={**(_ENGINE_ENVIRONMENT if self.spec.role == "engine" else {}), **os.environ},
+            env={**(ENGINE_ENVIRONMENT if self.spec.role == "engine" else {}), **os.environ},
             process_group=0,  # a signal to our group is for us; we decide what children are told
         )
         assert self._process.stdin is not None
