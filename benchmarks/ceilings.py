@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from shoal_models.linears import has_mkldnn
 
 from benchmarks.limits import Ceilings, DecoderWork, EncoderWork
 
@@ -72,7 +73,7 @@ def _floating(dtype: torch.dtype, shape: Shape) -> Iterator[Callable[[], object]
     right = torch.randn(shape.inner, shape.columns).to(dtype)
     out = torch.empty(shape.rows, shape.columns, dtype=dtype)
     yield lambda: torch.mm(left, right, out=out)
-    if dtype == torch.bfloat16 and _MKLDNN._is_mkldnn_bf16_supported():  # noqa: SLF001
+    if has_mkldnn() and (dtype == torch.float32 or _MKLDNN._is_mkldnn_bf16_supported()):  # noqa: SLF001
         packed = _MKLDNN._reorder_linear_weight(right.t().contiguous(), shape.rows)  # noqa: SLF001
         yield lambda: _MKLDNN._linear_pointwise(left, packed, None, "none", [], "")  # noqa: SLF001
 
