@@ -3,7 +3,7 @@
 T packed tokens, E hidden size.
 
 In every forward its own body looks for a mask to build, for outputs to record and for a cache, and computes a pooler
-that the head computes again: 0.9 ms of the 3.0 ms that a text of 28 tokens takes MiniLM-L6 on two cores. The probe
+that the head computes again: 0.4 ms of the 3.0 ms that a text of 28 tokens takes MiniLM-L6 on two cores. The probe
 compares the answers.
 """
 

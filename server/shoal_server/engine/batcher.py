@@ -70,13 +70,7 @@ class Batcher:
         return [version for version, queue in self._queues.items() if queue.num_sequences]
 
     def plan(
-        self,
-        version: VersionKey,
-        now_s: float,
-        *,
-        may_wait: bool,
-        num_lanes: int = 1,
-        num_running_tokens: int = 0,
+        self, version: VersionKey, now_s: float, *, may_wait: bool, num_lanes: int = 1, num_running_tokens: int = 0
     ) -> ClassifyPlan | None:
         """The next forward of a version, its sequences taken from their queue; None: none waits, or all for company.
 

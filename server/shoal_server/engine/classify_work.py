@@ -35,7 +35,6 @@ class _UnderWay:
     plan: ClassifyPlan
     launched: Launched
     began_s: float  # when the device could begin with it
-    expected_s: float  # how long it should take
     is_alone: bool  # has all cores
 
 
@@ -136,10 +135,7 @@ class ClassifyWork:
             self.collect()
         if launched is not None:
             began_s = max(now_s, self._ended_s) if self._queues_forwards else now_s
-            expected_s = self._expected_s(plan)
-            self._under_way.append(
-                _UnderWay(plan=plan, launched=launched, began_s=began_s, expected_s=expected_s, is_alone=is_alone)
-            )
+            self._under_way.append(_UnderWay(plan=plan, launched=launched, began_s=began_s, is_alone=is_alone))
         return True
 
     def collect_all(self) -> None:
@@ -162,7 +158,7 @@ class ClassifyWork:
         ended_s = self._ended_s = self._clock()
         seconds = under_way.launched.seconds()
         if under_way.is_alone:
-            self._all_cores.ran(seconds=seconds, expected_s=under_way.expected_s, ended_s=ended_s)
+            self._all_cores.ran(seconds=seconds, expected_s=self._expected_s(plan), ended_s=ended_s)
         for request in self._batcher.commit(plan, logits_RL, seconds=seconds, ended_s=ended_s):
             self._answers.end(request.key, replies.classify_done(request, ended_s))
         self._usage.ran(
