@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 
 from shoal_models.attention_cuda import attend_varlen, varlen_kernel
 from shoal_models.chunk_attention import Chunks
+from shoal_models.dense_attention import attend_in_chunks, attend_lone_fused
 from shoal_models.packed import PagedCache
 from shoal_models.plan import AttentionPlan, DecodeGroup, Span
 
@@ -71,36 +72,16 @@ def attend_fused(plan: AttentionPlan, qkv_T3E: Tensor, num_heads: int) -> Tensor
     num_tokens, width = qkv_T3E.shape
     size = width // (3 * num_heads)
     if plan.lone_tokens:
-        query, key, value = qkv_T3E.view(num_tokens, 3, num_heads, size).permute(1, 2, 0, 3).unbind(0)
-        return attend_lone(query, key[:, : plan.lone_tokens], value[:, : plan.lone_tokens]).view(num_tokens, -1)
-    heads = _Heads(scale=size**-0.5, causal=False, window=None, softcap=None)
+        return attend_lone_fused(qkv_T3E, plan.lone_tokens, size)
     chunks = plan.chunks(num_heads, qkv_T3E.dtype)
-    if chunks is None:
-        qkv_HTD = _by_head(qkv_T3E, size)
-        if not qkv_T3E.is_cuda:  # whose kernel takes any strides
-            qkv_HTD = qkv_HTD.contiguous()
-        query, key, value = qkv_HTD.tensor_split(3)
-        return _attend_any(plan, 0, heads, query, key, value).reshape(num_tokens, -1)
-
-    def select(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value = _by_head(qkv_T3E.index_select(0, rows), size).contiguous().tensor_split(3)
-        return query, key, value
-
-    return chunks.attend(select, heads.scale).view(num_tokens, -1)
-
-
-def attend_lone(query_HTD: Tensor, key_HtD: Tensor, value_HtD: Tensor) -> Tensor:
-    """Attention both ways of all queries to the t tokens of one sequence; (T, H, D).
-
-    Queries that nobody reads may be among them. Any strides will do, so that nothing is copied.
-    """
-    outputs_HTD = F.scaled_dot_product_attention(query_HTD[None], key_HtD[None], value_HtD[None])[0]
-    return outputs_HTD.transpose(0, 1).contiguous()
-
-
-def _by_head(qkv_T3E: Tensor, size: int) -> Tensor:
-    """Queries, keys and values, (3H, T, D), where they lie."""
-    return qkv_T3E.view(len(qkv_T3E), -1, size).transpose(0, 1)
+    if chunks is not None:
+        return attend_in_chunks(qkv_T3E, chunks.groups, chunks.places_T, size)
+    qkv_HTD = qkv_T3E.view(num_tokens, -1, size).transpose(0, 1)
+    if not qkv_T3E.is_cuda:  # whose kernel takes any strides
+        qkv_HTD = qkv_HTD.contiguous()
+    query, key, value = qkv_HTD.tensor_split(3)
+    heads = _Heads(scale=size**-0.5, causal=False, window=None, softcap=None)
+    return _attend_any(plan, 0, heads, query, key, value).reshape(num_tokens, -1)
 
 
 class _Heads:

@@ -52,6 +52,11 @@ class PackedBody:
             )
         return hidden_TE
 
+    def settle(self) -> None:
+        """The layers' weights are in the form that they stay in: prepare what goes by it."""
+        if self._encoder is not None:
+            self._encoder.settle()
+
     def _inputs(self, row: PackedRow) -> dict[str, Tensor]:
         positions_T = row.positions_T
         if self._padding_id is not None:

@@ -126,6 +126,7 @@ class LoadedClassifier:
             convert(self._model, compute)
         if self.device.type == "cpu":
             prepack_linears(self._model)
+            self._body.settle()
         self._head = Head(self._model, self.way.reads)
         is_half = compute.computed in HALF and not compute.int8
         if self.device.type == "cuda" and self.way.lean and is_half and varlen_attn is not None:

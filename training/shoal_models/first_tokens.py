@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from shoal_models.attention import attend_lone
-from shoal_models.chunks import ChunkGroup
+from shoal_models.chunk_attention import mask_apart
+from shoal_models.chunks import ChunkGroup, Chunking
+from shoal_models.dense_attention import FirstGroup, attend_first_in_chunks, attend_lone_first, by_head
 from shoal_models.layer_parts import LayerParts
 from shoal_models.linears import ACTIVATIONS, FusedLinear
 from shoal_models.plan import AttentionPlan
@@ -54,32 +55,38 @@ class FirstTokenLayer(nn.Module):
         return torch.zeros_like(hidden_TE).index_copy_(0, firsts_S, outputs_SE)[None]
 
 
+class FirstChunks:
+    """What attention of first tokens in chunks needs to know of a row."""
+
+    def __init__(self, chunking: Chunking, *, num_heads: int, dtype: torch.dtype) -> None:
+        queries = [_queries_of(group) for group in chunking.groups]
+        num_sequences = sum(len(one.sequences) for one in queries)
+        places_S, first_place = np.empty(num_sequences, dtype=np.int64), 0
+        for one in queries:
+            places_S[one.sequences] = first_place + one.places
+            first_place += one.owners_NM.size
+        self.places_S = torch.from_numpy(places_S)  # of each sequence among the places of all groups
+        pairs = zip(chunking.groups, queries, strict=True)
+        self.groups = [_first_group(group, one, num_heads, dtype) for group, one in pairs]
+
+
 def attend_first(plan: AttentionPlan, query_SE: Tensor, kv_T2E: Tensor, num_heads: int) -> Tensor:
     """Attention of one query of each sequence to all of its tokens; returns (S, E)."""
     size = query_SE.shape[1] // num_heads
     if plan.lone_tokens:
-        key, value = kv_T2E[: plan.lone_tokens].view(plan.lone_tokens, 2, num_heads, size).permute(1, 2, 0, 3).unbind(0)
-        query = query_SE.view(len(query_SE), num_heads, size).transpose(0, 1)
-        return attend_lone(query, key, value).view(len(query_SE), -1)
+        return attend_lone_first(query_SE, kv_T2E, plan.lone_tokens, size)
     chunking = plan.chunking()
     if chunking is None:
         return _attend_each(plan.row.starts, query_SE, kv_T2E, size)
-    parts, places_S, first_place = [], np.empty(len(query_SE), dtype=np.int64), 0
-    for group in chunking.groups:
-        queries = _queries_of(group)
-        places_S[queries.sequences] = first_place + queries.places
-        first_place += len(queries.rows)
-        parts.append(_attend_group(group, queries, query_SE, kv_T2E, size))
-    outputs_PE = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return outputs_PE.index_select(0, torch.from_numpy(places_S))
+    chunks = FirstChunks(chunking, num_heads=num_heads, dtype=query_SE.dtype)
+    return attend_first_in_chunks(query_SE, kv_T2E, chunks.groups, chunks.places_S, size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Queries:
     """The first tokens in the chunks of a group, M places for each chunk."""
 
-    rows: NDArray[np.int64]  # (N*M): whose query stands in each place
-    owners_NM: NDArray[np.int64]  # the same, by chunk
+    owners_NM: NDArray[np.int64]  # whose query stands in each place
     sequences: NDArray[np.int64]  # the sequences of the group ...
     places: NDArray[np.int64]  # ... and the place of each
 
@@ -94,35 +101,23 @@ def _queries_of(group: ChunkGroup) -> _Queries:
     inside = np.arange(len(chunks)) - np.repeat(np.cumsum(counts_N) - counts_N, counts_N)
     owners_NM = np.repeat(owners_NC[:, :1], num_places, axis=1)  # what is left over repeats the first
     owners_NM[chunks, inside] = owners_NC[chunks, at]
-    return _Queries(
-        rows=np.maximum(owners_NM, 0).reshape(-1),
-        owners_NM=owners_NM,
-        sequences=owners_NC[chunks, at],
-        places=chunks * num_places + inside,
-    )
+    return _Queries(owners_NM=owners_NM, sequences=owners_NC[chunks, at], places=chunks * num_places + inside)
 
 
-def _attend_group(group: ChunkGroup, queries: _Queries, query_SE: Tensor, kv_T2E: Tensor, size: int) -> Tensor:
-    """(N*M, E)."""
-    query_SE = query_SE.index_select(0, torch.from_numpy(queries.rows))
-    query = _by_head(query_SE, size).view(-1, queries.owners_NM.shape[1], size)
-    keys_values = _by_head(kv_T2E.index_select(0, torch.from_numpy(group.rows)), size).view(2, -1, group.width, size)
+def _first_group(group: ChunkGroup, queries: _Queries, num_heads: int, dtype: torch.dtype) -> FirstGroup:
     apart = torch.from_numpy(queries.owners_NM[:, :, None] != group.owners_NC[:, None, :])
-    mask = torch.zeros(apart.shape, dtype=query.dtype).masked_fill_(apart, float("-inf"))
-    mask = mask.repeat(len(query) // group.num_chunks, 1, 1)
-    scores = torch.baddbmm(mask, query, keys_values[0].transpose(1, 2), alpha=size**-0.5)
-    outputs = torch.bmm(torch.softmax(scores, -1), keys_values[1])
-    return outputs.view(-1, len(query_SE), size).transpose(0, 1).reshape(len(query_SE), -1)
+    return FirstGroup(
+        width=group.width,
+        rows=torch.from_numpy(group.rows),
+        num_first=queries.owners_NM.shape[1],
+        sequences=torch.from_numpy(np.maximum(queries.owners_NM, 0).reshape(-1)),
+        mask=mask_apart(apart, num_heads, dtype),
+    )
 
 
 def _attend_each(starts: tuple[int, ...], query_SE: Tensor, kv_T2E: Tensor, size: int) -> Tensor:
     found = []
     for (start, end), query in zip(itertools.pairwise(starts), torch.split(query_SE, 1), strict=True):
-        key, value = _by_head(kv_T2E[start:end], size).tensor_split(2)
-        found.append(F.scaled_dot_product_attention(_by_head(query, size)[None], key[None], value[None]).view(1, -1))
+        key, value = by_head(kv_T2E[start:end], size).tensor_split(2)
+        found.append(F.scaled_dot_product_attention(by_head(query, size)[None], key[None], value[None]).view(1, -1))
     return torch.cat(found)
-
-
-def _by_head(rows: Tensor, size: int) -> Tensor:
-    """(heads, rows, D)."""
-    return rows.view(len(rows), -1, size).transpose(0, 1).contiguous()

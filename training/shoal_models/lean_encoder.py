@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from shoal_models.first_tokens import FirstTokenLayer
+from shoal_models.layer_stack import LayerStack, layer_stack
 from shoal_models.plan import AttentionPlan
 from shoal_models.post_norm import PostNormLayer
 
@@ -27,6 +28,7 @@ class LeanEncoder:
         """`layers` in the order in which they run."""
         self._body = body
         self._layers = layers
+        self._stack: LayerStack | None = None
 
     def __call__(self, inputs: dict[str, Tensor], plan: AttentionPlan) -> Tensor:
         """Hidden rows (T, E) of what the embeddings take, (1, T) each."""
@@ -34,9 +36,15 @@ class LeanEncoder:
         projection = _projection(self._body)
         if projection is not None:
             hidden_1TE = projection(hidden_1TE)
+        if self._stack is not None and (plan.lone_tokens or plan.chunking() is not None):
+            return self._stack(hidden_1TE[0], plan)
         for layer in self._layers:
             hidden_1TE = layer(hidden_1TE, packed_plan=plan)
         return hidden_1TE[0]
+
+    def settle(self) -> None:
+        """Run all layers in one call where they allow it; their products are prepacked by now, and stay so."""
+        self._stack = layer_stack(self._layers)
 
 
 def lean_encoder(body: Any) -> LeanEncoder | None:

@@ -37,6 +37,7 @@ ENGINE_ENVIRONMENT = {
             "glibc.malloc.hugetlb=1",
             f"glibc.malloc.mmap_threshold={32 * 2**20}",  # the most that glibc takes
             f"glibc.malloc.trim_threshold={2**30}",
+            "glibc.malloc.arena_max=1",
         )
     ),
 }
