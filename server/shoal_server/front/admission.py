@@ -27,6 +27,7 @@ class Work(Enum):
 
     CLASSIFY = "tokens"
     GENERATE = "sequences"
+    __hash__ = object.__hash__  # the enum's own is Python, and runs a dozen times a request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

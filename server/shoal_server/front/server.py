@@ -20,7 +20,7 @@ from shoal_server.front.interceptors import Interceptors
 from shoal_server.front.services import services_of
 from shoal_server.ipc.messages import Drain, FrontHello
 from shoal_server.log import Log
-from shoal_server.process import Startup
+from shoal_server.process import Startup, patient_threads
 
 SNAPSHOT_INTERVAL_S: Final = 1.0
 EXIT_CANNOT_LISTEN: Final = 74
@@ -67,8 +67,9 @@ class FrontServer:
         tokens = TokenBook.open(self._listen.tokens_file)
         certificates = Certificates(self._listen) if self._listen.tls_cert is not None else None
         front = Front(self._startup, self._order_drain)
-        server, port = self._build(front, tokens, certificates)
-        await server.start()
+        with patient_threads():  # gRPC's, each of whose several wake-ups a call would interrupt the loop
+            server, port = self._build(front, tokens, certificates)
+            await server.start()
         hello = FrontHello(front_id=self._startup.index, pid=os.getpid(), port=port)
         await front.control.start(hello)
         _log.info("front_listens", address=self._startup.grpc_address, port=port, tls=certificates is not None)
