@@ -32,12 +32,26 @@ class FirstGroup(NamedTuple):
 
 
 def attend_dense(query_PMD: Tensor, key_PCD: Tensor, value_PCD: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Attention by batched products; (P, M, D)."""
+    """Attention by batched products; (P, M, D).
+
+    Weights are powers of two of the scores as they are, divided by their sum behind the product with the values: that
+    takes half the time of a softmax. Where a sum comes near the ends of what a float holds, the softmax it is.
+    """
+    log2_e = 1.4426950408889634
+    safe = 2.0**100  # weights 2^-20 of a sum's largest are then still as precise as the others
+    weights_PMC = scores_of(query_PMD, key_PCD, mask, scale * log2_e).exp2_()
+    sums_PM1 = weights_PMC.sum(-1, keepdim=True)
+    least, most = torch.aminmax(sums_PM1)
+    if float(least) > 1 / safe and float(most) < safe:
+        return torch.bmm(weights_PMC, value_PCD).div_(sums_PM1)
+    return torch.bmm(torch.softmax(scores_of(query_PMD, key_PCD, mask, scale), -1), value_PCD)
+
+
+def scores_of(query_PMD: Tensor, key_PCD: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """(P, M, C)."""
     if mask is None:
-        scores_PMC = torch.bmm(query_PMD, key_PCD.transpose(1, 2)).mul_(scale)
-    else:
-        scores_PMC = torch.baddbmm(mask, query_PMD, key_PCD.transpose(1, 2), alpha=scale)
-    return torch.bmm(torch.softmax(scores_PMC, -1), value_PCD)
+        return torch.bmm(query_PMD, key_PCD.transpose(1, 2)).mul_(scale)
+    return torch.baddbmm(mask, query_PMD, key_PCD.transpose(1, 2), alpha=scale)
 
 
 def attend_in_chunks(qkv_T3E: Tensor, groups: list[Group], places_T: Tensor, size: int) -> Tensor:

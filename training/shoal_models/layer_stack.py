@@ -4,7 +4,7 @@ T packed tokens, S sequences, E hidden size, D head size.
 
 Lanes are threads of one process, so Python between the layers of one forward waits for Python anywhere else in it. The
 layers' tensor functions are therefore compiled by TorchScript, once in a process, and called with weights and places.
-Measured on two lanes: see ARCHITECTURE.md, 2026-11-27.
+What that is worth: ARCHITECTURE.md, 2026-11-27.
 
 Annotations are not postponed in this file: TorchScript reads those of named tuples as objects.
 """

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 _FINE_FROM = 256  # from here on a kernel costs less than the padding that it saves
-_FINE_STEP = 32
+_FINE_STEP = 16
+_COARSE_FROM = 1024  # oneDNN keeps 1,024 kernels, and a model needs several for each size
+_COARSE_STEP = 32
 
 
 def few_sizes(count: int) -> int:
-    """The next of 1 to 8, 10, 12, 14, 16, 20 ..., four an octave; from 256 on in steps of 32."""
-    step = max(1, 1 << max((count - 1).bit_length() - 3, 0)) if count <= _FINE_FROM else _FINE_STEP
+    """The next of 1 to 8, 10, 12, 14, 16, 20 ..., four an octave; from 256 on in steps of 16, from 1,024 on of 32."""
+    if count > _COARSE_FROM:
+        step = _COARSE_STEP
+    elif count > _FINE_FROM:
+        step = _FINE_STEP
+    else:
+        step = max(1, 1 << max((count - 1).bit_length() - 3, 0))
     return -(-count // step) * step

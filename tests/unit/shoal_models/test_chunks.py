@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shoal_models.chunk_attention import Chunks
 from shoal_models.chunks import MAX_WIDTH, SHARED_WIDTH, cut_into_chunks
+from shoal_models.dense_attention import attend_dense, scores_of
 from torch import Tensor
 
 LENGTHS = st.lists(st.integers(1, 200), min_size=1, max_size=40)
@@ -71,3 +72,25 @@ def test_attention_in_chunks_is_attention_of_each_sequence_alone(lengths: list[i
         torch.testing.assert_close(
             found_THD[start:end].transpose(0, 1), weights @ value[:, start:end], atol=1e-4, rtol=0
         )
+
+
+@pytest.mark.parametrize("size_of_scores", [1.0, 60.0, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dense_attention_holds_for_scores_of_any_size(size_of_scores: float, dtype: torch.dtype) -> None:
+    """Sums of 2^x of such scores overflow, and those of their negatives are zero."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 6, 16, 8).to(dtype)
+    for sign in (1.0, -1.0):
+        key = torch.where(torch.arange(16)[:, None] < 9, sign * query.abs(), key)
+        scale = size_of_scores / 8
+        for mask in (
+            None,
+            torch.zeros(6, 16, 16, dtype=dtype).masked_fill_(torch.eye(16, dtype=torch.bool), -torch.inf),
+        ):
+            scores = scores_of(query, key, mask, scale).double()
+            expected = torch.softmax(scores, -1) @ value.double()
+            found = attend_dense(query, key, value, mask, scale)
+            assert found.isfinite().all()
+            if dtype is torch.float32 or size_of_scores == 1.0:
+                tolerance = 0.02 if dtype is torch.bfloat16 else 1e-4
+                torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=0)
