@@ -29,8 +29,8 @@ _log = Log(__name__)
 #
 # Activations are taken and given back for every layer. glibc would hand each large one to the system and get it again,
 # page by page (10 % of all processor time), and would use small pages, which the processor keeps too few addresses of:
-# huge ones made a forward on one core 10 % faster, both together 12 % more texts a second through gRPC. One arena for all
-# threads, since a thread's own gives memory back whenever one of its heaps is empty.
+# huge ones made a forward on one core 10 % faster, both together 12 % more texts a second through gRPC. One arena for
+# all threads, since a thread's own gives memory back whenever one of its heaps is empty.
 ENGINE_ENVIRONMENT = {
     "GOMP_SPINCOUNT": "200000",
     "GLIBC_TUNABLES": ":".join(
