@@ -22,7 +22,7 @@ from shoal_models.execution import ONE_BY_ONE, Execution
 from shoal_models.graphs import Capture, CapturedForwards
 from shoal_models.graphs_cuda import CudaCapture, most_tokens
 from shoal_models.heads import Head
-from shoal_models.int8_linear import quantise_linears
+from shoal_models.int8_model import largest_inputs, quantise_lean_layers, quantise_linears
 from shoal_models.kept_linears import keep_linears_read_by_others
 from shoal_models.linears import prepack_linears
 from shoal_models.manifest import Manifest
@@ -108,18 +108,19 @@ class LoadedClassifier:
             ids[-1] = self.end_id
         return pack([ids], device=self.device)
 
-    def cast(self, compute: Compute) -> None:
+    def cast(self, compute: Compute, sample: PackedRow | None = None) -> None:
         """Bring the weights, still as they were loaded, into the form they are served in.
 
         A model with a step that is not to be had in that dtype, such as a Fourier transform in bfloat16, keeps the
-        rounded weights and computes in float32. Layers are quantised from weights that have not been rounded. On a GPU
-        small forwards are captured here, before a version serves, since a capture would hold up what it serves.
+        rounded weights and computes in float32. Layers are quantised from weights that have not been rounded, and fixed
+        steps are found by `sample`. On a GPU small forwards are captured here, before a version serves, since a capture
+        would hold up what it serves.
         """
         self._lean.settle()
         if self.device.type == "cpu" or compute.int8:
             keep_linears_read_by_others(self._model, self._try)
-        if compute.int8 and not quantise_linears(self._model):
-            compute = compute.without_int8()
+        if compute.int8:
+            compute = self._quantise(compute, sample)
         convert(self._model, compute)
         if compute.computed != torch.float32 and not self._runs():
             compute = compute.in_float32()
@@ -132,6 +133,16 @@ class LoadedClassifier:
         if self.device.type == "cuda" and self.way.lean and is_half and varlen_attn is not None:
             self.capture_forwards(CudaCapture(self.device), varlen_attn, most_tokens(lean_layer_weights(self._model)))
         self.compute_dtype = compute.name
+
+    def _quantise(self, compute: Compute, sample: PackedRow | None) -> Compute:
+        """What has come of `compute` in this model."""
+        num_fixed = 0
+        if compute.fixed_steps and sample is not None:
+            largest = largest_inputs(self._model, lambda: self.logits(sample))
+            num_fixed = quantise_lean_layers(self._model, largest, compute.computed)
+        if not quantise_linears(self._model) + num_fixed:
+            return compute.without_int8()
+        return compute if num_fixed else compute.with_row_steps()
 
     def capture_forwards(self, capture: Capture, kernel: Kernel, max_tokens: int) -> None:
         """Capture forwards, with `kernel` for attention, and replay them for rows up to `max_tokens` from now on."""

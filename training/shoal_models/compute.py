@@ -29,13 +29,14 @@ class Compute:
     rounded: torch.dtype
     computed: torch.dtype
     int8: bool = False  # linear layers of classifiers multiply 8-bit integers
+    fixed_steps: bool = False  # those of lean layers mostly in steps found at load, see int8_fixed.py
 
     @property
     def name(self) -> str:
-        """For people: "float32", "bfloat16", "float32 (bfloat16 weights)" or "int8 (linear layers; else bfloat16)"."""
+        """For people, as "float32 (bfloat16 weights)" or "int8 (linear layers, fixed steps; else bfloat16)"."""
         computed = str(self.computed).removeprefix("torch.")
         if self.int8:
-            return f"int8 (linear layers; else {computed})"
+            return f"int8 (linear layers{', fixed steps' if self.fixed_steps else ''}; else {computed})"
         if self.rounded == self.computed:
             return computed
         return f"{computed} ({str(self.rounded).removeprefix('torch.')} weights)"
@@ -47,7 +48,11 @@ class Compute:
 
     def without_int8(self) -> Compute:
         """The same with floating-point linear layers."""
-        return dataclasses.replace(self, int8=False)
+        return dataclasses.replace(self, int8=False, fixed_steps=False)
+
+    def with_row_steps(self) -> Compute:
+        """The same with steps found for each row when it comes."""
+        return dataclasses.replace(self, fixed_steps=False)
 
     def in_float32(self) -> Compute:
         """The same computed in float32, but for 8-bit integers."""
@@ -79,7 +84,7 @@ def _choose_int8(device: torch.device) -> Compute:
         raise ComputeError(f"int8 is not served here: {reason}; float32 and bfloat16 are")
     has_bfloat16 = has_native_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
     dtype = torch.bfloat16 if has_bfloat16 else torch.float32
-    return Compute(rounded=dtype, computed=dtype, int8=True)
+    return Compute(rounded=dtype, computed=dtype, int8=True, fixed_steps=device.type == "cpu")
 
 
 def has_native_bfloat16() -> bool:

@@ -52,7 +52,7 @@ class FirstTokenLayer(nn.Module):
         mixed_SE = attend_first(packed_plan, self.query(hidden_SE), self.kv(hidden_TE), self.num_heads)
         hidden_SE = self.attention_norm(self.output(mixed_SE, hidden_SE))
         outputs_SE = self.norm(self.down(self.up(hidden_SE), hidden_SE))
-        return torch.zeros_like(hidden_TE).index_copy_(0, firsts_S, outputs_SE)[None]
+        return torch.zeros_like(hidden_TE).index_copy_(0, firsts_S, outputs_SE.to(hidden_TE.dtype))[None]
 
 
 class FirstChunks:

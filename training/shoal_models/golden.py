@@ -21,7 +21,8 @@ from transformers.pytorch_utils import Conv1D
 from shoal_models.classifier import LoadedClassifier
 from shoal_models.describe import end_id_of, has_token_head
 from shoal_models.generator import LoadedGenerator
-from shoal_models.int8_linear import Quantised, linears_in_layers, quantise_rows
+from shoal_models.int8_linear import Quantised, quantise_rows
+from shoal_models.int8_model import linears_in_layers
 from shoal_models.manifest import GOLDEN_NAME, Golden, Manifest
 from shoal_models.packed import PackedRow, pack
 from shoal_models.probe import made_up_sequences, plain_logits
@@ -96,6 +97,16 @@ def check_golden(loaded: LoadedClassifier | LoadedGenerator, path: Path, manifes
             raise GoldenMismatch(
                 f"golden output {index} differs by {difference:.3g} in {loaded.compute_dtype}; tolerance {tolerance:g}"
             )
+
+
+def golden_row(path: Path, manifest: Manifest) -> PackedRow:
+    """All golden inputs of a version, to calibrate by.
+
+    Raises:
+        GoldenMismatch: the archive is unreadable.
+    """
+    sequences, _ = _read(path / GOLDEN_NAME, is_token_head=manifest.head == "token")
+    return pack(sequences, device=torch.device("cpu"))
 
 
 def _tolerance(golden: Golden, compute_dtype: str) -> float:

@@ -1,26 +1,23 @@
-"""Linear layers whose weights and inputs are multiplied as 8-bit integers, and which layers they replace.
+"""Linear layers whose weights and inputs are multiplied as 8-bit integers.
 
 T rows, I inputs and O outputs. A weight has one scale for each output, an input one for each row, found when it comes:
 what a row becomes depends on nothing but itself. Sums are exact integers; scales, bias, activation and residual are
-float32.
+float32. Steps that do not come of the rows: int8_fixed.py; which layers are replaced: int8_model.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from shoal_models.linears import NO_ACTIVATION, Activation, FusedLinear, has_mkldnn
+from shoal_models.linears import NO_ACTIVATION, Activation, has_mkldnn
 from shoal_models.sizes import few_sizes
 
-_MAX = 127.0  # -128 is left out, so that what is quantised is as symmetric as its scale
-_ZERO_POINT = 128  # of rows as oneDNN wants them: unsigned; for signed ones it has only a reference kernel
+LARGEST = 127.0  # -128 is left out, so that what is quantised is as symmetric as its scale
+ZERO_POINT = 128  # of rows as oneDNN wants them: unsigned; for signed ones it has only a reference kernel
 _MIN_CUDA_ROWS = 17  # `torch._int_mm` takes no fewer,
 _CUDA_STEP = 8  # and only multiples of this many inputs and outputs
 
@@ -37,9 +34,15 @@ def quantise_rows(rows_TI: Tensor) -> Quantised:
     """Every row by a step of its own: the largest absolute value becomes 127. A row of zeros stays one."""
     rows_TI = rows_TI.float().contiguous()
     largest_T1 = torch.maximum(rows_TI.amax(-1, keepdim=True), rows_TI.amin(-1, keepdim=True).neg_())
-    steps_T1 = (largest_T1 / _MAX).clamp_min_(torch.finfo(torch.float32).tiny)
-    values_TI = (rows_TI / steps_T1).round_().to(torch.int8)
+    steps_T1 = (largest_T1 / LARGEST).clamp_min_(torch.finfo(torch.float32).tiny)
+    values_TI = (rows_TI * steps_T1.reciprocal()).round_().to(torch.int8)
     return Quantised(values_TI=values_TI, steps_T1=steps_T1)
+
+
+def prepacked(weight: Quantised) -> Tensor:
+    """A weight, a row for each output, in oneDNN's layout."""
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(weight.values_TI, [1, weight.values_TI.shape[1]])
+    return packed
 
 
 class OneDnnProduct:
@@ -47,20 +50,22 @@ class OneDnnProduct:
 
     def __init__(self, weight: Quantised) -> None:
         """`weight` has a row for each output."""
-        num_outputs, num_inputs = weight.values_TI.shape
-        self._packed = torch.ops.onednn.qlinear_prepack(weight.values_TI, [1, num_inputs])
+        self._packed = prepacked(weight)
         self._steps_O = weight.steps_T1.view(-1)
-        self._zeros_O = torch.zeros(num_outputs, dtype=torch.int32)
+        self._zeros_O = torch.zeros(len(self._steps_O), dtype=torch.int32)
 
-    def __call__(self, values_TI: Tensor) -> Tensor:
-        """(T, O), float32, still to be multiplied by the rows' steps. Rows are padded to few sizes."""
+    def __call__(self, values_TI: Tensor, zero: int = 0) -> Tensor:
+        """(T, O), float32, still to be multiplied by the rows' steps. Rows are padded to few sizes.
+
+        `zero` is the value that stands for 0.
+        """
         num_rows = len(values_TI)
-        unsigned_TI = values_TI.view(torch.uint8).bitwise_xor(_ZERO_POINT)
+        unsigned_TI = values_TI.view(torch.uint8).bitwise_xor(ZERO_POINT)
         padding = few_sizes(num_rows) - num_rows
         if padding:
             unsigned_TI = F.pad(unsigned_TI, (0, 0, 0, padding))
         outputs_TO: Tensor = torch.ops.onednn.qlinear_pointwise(
-            unsigned_TI, 1.0, _ZERO_POINT, self._packed, self._steps_O, self._zeros_O,
+            unsigned_TI, 1.0, ZERO_POINT + zero, self._packed, self._steps_O, self._zeros_O,
             None, 1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
         return outputs_TO[:num_rows]
@@ -111,8 +116,8 @@ class Int8Linear(nn.Module):
         if len(rows_TI) == 0:
             return inputs.new_empty(shape, dtype=dtype)
         rows = quantise_rows(rows_TI)
-        outputs_TO = self._product(rows.values_TI)
-        outputs_TO = self.activation(torch.addcmul(self._bias_O, outputs_TO, rows.steps_T1)).view(shape)
+        outputs_TO = self._product(rows.values_TI).mul_(rows.steps_T1).add_(self._bias_O)
+        outputs_TO = self.activation(outputs_TO).view(shape)
         return (outputs_TO if residual is None else outputs_TO + residual).to(dtype)
 
 
@@ -125,39 +130,3 @@ def why_no_int8(device: torch.device) -> str:
     if not torch.cpu._is_vnni_supported():  # noqa: SLF001
         return "this processor has no VNNI"  # without it pairs of products overflow 16 bits
     return ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinearPlace:
-    """Where a linear layer stands in its model."""
-
-    owner: nn.Module
-    name: str
-    layer: Any
-
-
-def linears_in_layers(model: Any) -> Iterator[LinearPlace]:
-    """Linear layers in the repeated layers of a classifier's body: neither embeddings nor pooler nor head."""
-    seen: set[int] = set()
-    stacks = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
-    for owner in (module for stack in stacks for module in stack.modules()):
-        if id(owner) in seen:
-            continue
-        seen.add(id(owner))
-        for name, layer in list(owner.named_children()):
-            if type(layer) in {nn.Linear, FusedLinear, Conv1D}:
-                yield LinearPlace(owner=owner, name=name, layer=layer)
-
-
-def quantise_linears(model: Any) -> int:
-    """Replace the linear layers in a classifier's layers by ones in 8-bit integers; returns how many."""
-    replaced: dict[int, Int8Linear] = {}
-    with torch.inference_mode():
-        for place in list(linears_in_layers(model)):
-            layer = place.layer
-            if id(layer) not in replaced:
-                weight_OI = layer.weight.t() if type(layer) is Conv1D else layer.weight
-                activation = layer.activation if type(layer) is FusedLinear else NO_ACTIVATION
-                replaced[id(layer)] = Int8Linear(weight_OI, layer.bias, activation)
-            setattr(place.owner, place.name, replaced[id(layer)])
-    return len(replaced)

@@ -38,9 +38,10 @@ class LeanEncoder:
             hidden_1TE = projection(hidden_1TE)
         if self._stack is not None and (plan.lone_tokens or plan.chunking() is not None):
             return self._stack(hidden_1TE[0], plan)
+        dtype = hidden_1TE.dtype  # layers may hand float32 to one another
         for layer in self._layers:
             hidden_1TE = layer(hidden_1TE, packed_plan=plan)
-        return hidden_1TE[0]
+        return hidden_1TE[0].to(dtype)
 
     def settle(self) -> None:
         """Run all layers in one call where they allow it; their products are prepacked by now, and stay so."""

@@ -20,7 +20,7 @@ from shoal_models.classifier_probe import choose_execution
 from shoal_models.compute import Compute, ComputeError, choose_compute
 from shoal_models.execution import Execution
 from shoal_models.generator import LoadedGenerator
-from shoal_models.golden import GoldenMismatch, check_golden
+from shoal_models.golden import GoldenMismatch, check_golden, golden_row
 from shoal_models.manifest import Manifest
 from shoal_models.packed import CacheShape
 from shoal_models.probe import (
@@ -94,6 +94,17 @@ def load_version(
         raise LoadError(
             f"{manifest.model}@{manifest.version} is a {manifest.kind}, which is trained from and not served"
         )
+    try:
+        return _load_or_probe(path, manifest, compute, device, proven, share=share)
+    except GoldenMismatch:
+        if not compute.fixed_steps:
+            raise
+        return _load_or_probe(path, manifest, compute.with_row_steps(), device, proven, share=share)
+
+
+def _load_or_probe(
+    path: Path, manifest: Manifest, compute: Compute, device: torch.device, proven: Proven | None, *, share: bool
+) -> LoadedClassifier | LoadedGenerator:
     if proven is not None and proven.of(manifest):
         try:
             return _load(path, manifest, compute, device, proven, share=share)
@@ -190,7 +201,10 @@ def _checked(
 ) -> LoadedClassifier | LoadedGenerator:
     if not compute.exact:  # else the check of what is served is the one in float32
         check_golden(loaded, path, manifest)
-    loaded.cast(compute)
+    if isinstance(loaded, LoadedClassifier):
+        loaded.cast(compute, golden_row(path, manifest) if compute.fixed_steps else None)
+    else:
+        loaded.cast(compute)
     check_golden(loaded, path, manifest)
     return loaded
 

@@ -10,6 +10,8 @@ from ragged import ragged
 from shoal_models.compute import choose_compute
 from shoal_models.footprint import held_bytes
 from shoal_models.golden import GoldenMismatch, check_golden
+from shoal_models.int8_activated import ActivatedInt8Linear
+from shoal_models.int8_fixed import FixedInt8Linear
 from shoal_models.int8_linear import Int8Linear, IntMmProduct, OneDnnProduct, quantise_rows, why_no_int8
 from shoal_models.linears import ACTIVATIONS, NO_ACTIVATION, Activation, FusedLinear
 from shoal_models.packed import pack
@@ -137,14 +139,16 @@ def test_classifiers_of_all_kinds_keep_their_answers(name: str, publish: Callabl
     configs = {**CLASSIFIERS, **OTHER_CLASSIFIERS}
     published = publish(tiny_model(f"{name}ForSequenceClassification", configs[name]()), "classifier")
     exact, served = published.load(), published.load(torch.int8)
-    assert served.compute_dtype.startswith("int8 (linear layers; else ")
+    assert served.compute_dtype.startswith("int8 (linear layers")
     sequences = ragged(3, 12, 40)
     if name == "T5":
         sequences = [[*ids, published.model.config.eos_token_id] for ids in sequences]
     expected, found = exact.logits(pack(sequences, device=CPU)), served.logits(pack(sequences, device=CPU))
     assert float((found - expected).abs().mean()) < 0.5 * float(expected.std())
     kinds = [type(module) for module in served._model.modules()]
-    assert kinds.count(Int8Linear) > 3
+    in_int8 = [kind for kind in kinds if kind in {Int8Linear, FixedInt8Linear, ActivatedInt8Linear}]
+    assert len(in_int8) > 3
+    assert ("fixed steps" in served.compute_dtype) == (FixedInt8Linear in kinds)
 
 
 @needs_vnni
@@ -158,7 +162,7 @@ def test_generators_stay_in_floating_point_and_say_so(publish: Callable[..., Pub
 def test_a_layer_that_answers_wrongly_in_int8_is_refused(publish: Callable[..., Published]) -> None:
     published = publish(tiny_model("BertForSequenceClassification", CLASSIFIERS["Bert"]()), "classifier")
     loaded = published.load(torch.int8)
-    layer = next(module for module in loaded._model.modules() if isinstance(module, Int8Linear))
+    layer = next(module for module in loaded._model.modules() if isinstance(module, FixedInt8Linear))
     layer._bias_O = layer._bias_O + 3.0 * torch.randn(layer.out_features)
     with pytest.raises(GoldenMismatch, match="in int8"):
         check_golden(loaded, published.path, published.manifest)
