@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import msgspec
 from shoal_models.manifest import Manifest
 
 from shoal_server.errors import DeadlinePassed
@@ -23,8 +23,7 @@ from shoal_server.front.tokenizers import TokenizerThreads
 from shoal_server.ipc.messages import ClassifyCall, ClassifyDone, Priority
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Classified:
+class Classified(msgspec.Struct, frozen=True, kw_only=True):
     """What was found of the inputs that could be read, in order, and where the time went."""
 
     found: Scores | list[Spans]  # spans: of token heads, for each input

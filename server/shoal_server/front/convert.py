@@ -114,8 +114,9 @@ def check_token_ids(ids: list[int], field: str, vocabulary_size: int) -> list[in
 
 def duration(seconds: float) -> Duration:
     """A duration, not below 0."""
-    whole, nanos = divmod(max(0, round(seconds * 1e9)), 1_000_000_000)
-    return Duration(seconds=whole, nanos=nanos)
+    made = Duration()
+    _fill(made, seconds)
+    return made
 
 
 def timestamp(unix_s: float) -> Timestamp:
@@ -136,4 +137,12 @@ def timings(rpc: Rpc) -> common_pb2.Timings:
 
 def timings_of(*, tokenize_s: float, queue_s: float, run_s: float) -> common_pb2.Timings:
     """Where the time went."""
-    return common_pb2.Timings(tokenize=duration(tokenize_s), queue=duration(queue_s), run=duration(run_s))
+    timings = common_pb2.Timings()
+    _fill(timings.tokenize, tokenize_s)
+    _fill(timings.queue, queue_s)
+    _fill(timings.run, run_s)
+    return timings
+
+
+def _fill(duration: Duration, seconds: float) -> None:
+    duration.seconds, duration.nanos = divmod(max(0, round(seconds * 1e9)), 1_000_000_000)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+import msgspec
 from shoal.v1 import classify_pb2
 from shoal_models.manifest import Manifest
 
@@ -50,8 +50,7 @@ _HEADS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClassifySettings:
+class ClassifySettings(msgspec.Struct, frozen=True, kw_only=True):
     """How inputs are read and what is reported of them."""
 
     top_k: int
@@ -64,16 +63,14 @@ class ClassifySettings:
     score_option: str = ""  # field of one that token heads do not take
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextInput:
+class TextInput(msgspec.Struct, frozen=True, kw_only=True):
     """One text."""
 
     field: str  # where it stands in the request
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairInput:
+class PairInput(msgspec.Struct, frozen=True, kw_only=True):
     """Two texts read together."""
 
     field: str
@@ -81,8 +78,7 @@ class PairInput:
     second: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IdsInput:
+class IdsInput(msgspec.Struct, frozen=True, kw_only=True):
     """A sequence that the client has tokenized."""
 
     field: str
@@ -92,8 +88,7 @@ class IdsInput:
 Input = TextInput | PairInput | IdsInput
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadCounts:
+class ReadCounts(msgspec.Struct, frozen=True, kw_only=True):
     """What became of one input on its way to the model."""
 
     num_input_tokens: int

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+import msgspec
+
 from shoal_server.errors import InvalidRequest
 from shoal_server.front.spans import TokenMap
 from shoal_server.front.version_text import Frame
@@ -25,8 +27,7 @@ class Overflow(Enum):
     WINDOWS = "windows"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fitted:
+class Fitted(msgspec.Struct, frozen=True, kw_only=True):
     """The sequences that one input became."""
 
     sequences: list[list[int]]

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from shoal_server.errors import (
     LabelNotFound,
     ModelNotFound,
@@ -30,8 +32,7 @@ LOADING_RETRY_S: Final = 1.0
 MAX_LISTED: Final = 20  # names or versions that an error lists
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelReference:
+class ModelReference(msgspec.Struct, frozen=True, kw_only=True):
     """What a client asked for; at most one of version and label."""
 
     name: str
@@ -39,8 +40,7 @@ class ModelReference:
     label: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VersionKey:
+class VersionKey(msgspec.Struct, frozen=True, kw_only=True):
     """Names a version."""
 
     model: str

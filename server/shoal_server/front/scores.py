@@ -6,9 +6,9 @@ N inputs, S sequences (an input has several when it was split into windows), L l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,8 +22,7 @@ class Pooling(Enum):
     MAX = "max"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scores:
+class Scores(msgspec.Struct, frozen=True, kw_only=True):
     """What is reported of all inputs of a call, best first."""
 
     label_ids: list[list[int]]  # (N, K)

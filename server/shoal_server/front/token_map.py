@@ -9,11 +9,11 @@ T tokens of an input, special ones included; M tokens that may be in spans
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+import msgspec
 import numpy as np
 from tokenizers import Encoding
 
@@ -71,7 +71,7 @@ def _fit(fit: _Fit, tokens: _Tokens, frame: Frame, max_tokens: int, overflow: Ov
         positions, Frame(prefix=tuple(positions[: len(frame.prefix)]), suffix=suffix), max_tokens, overflow, field
     )
     positions_M, rows_M = _choose_rows(by_position.sequences, tokens.is_special_T)
-    return dataclasses.replace(
+    return msgspec.structs.replace(
         by_position,
         sequences=[[tokens.ids[position] for position in sequence] for sequence in by_position.sequences],
         tokens=TokenMap(
