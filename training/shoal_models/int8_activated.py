@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal_models.int8_linear import OneDnnProduct, quantise_rows
+from shoal_models.int8_stack import Activated
 from shoal_models.linears import Activation
 
 _LOWEST = {"gelu": -0.1701, "relu": 0.0}  # -0.16997 by erf and -0.17005 by tanh
@@ -40,3 +41,8 @@ class ActivatedInt8Linear(nn.Module):
         values_TI = (inputs_TI * inverse_T1).add_(inverse_T1 * -self._lowest + _SMALLEST).round_().to(torch.int8)
         outputs_TO = self._product(values_TI, _SMALLEST).mul_(range_T1 / _STEPS)
         return outputs_TO.add_(self._bias_O).add_(residual_TO)
+
+    def tensors(self) -> Activated:
+        """For all layers in one call."""
+        product = self._product
+        return Activated(self._lowest, product.packed, product.steps_O, product.zeros_O, self._bias_O)

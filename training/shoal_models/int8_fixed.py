@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shoal_models.int8_linear import LARGEST, ZERO_POINT, prepacked, quantise_rows
+from shoal_models.int8_stack import Fixed, FloatNorm
 from shoal_models.linears import NO_ACTIVATION, Activation
 from shoal_models.sizes import few_sizes
 
@@ -62,6 +63,11 @@ class FixedInt8Linear(nn.Module):
         residual_TO = residual_TO.float()
         return self._added(values_TI, F.pad(residual_TO, padding) if padding[3] else residual_TO)[:num_rows]
 
+    def tensors(self) -> Fixed:
+        """For all layers in one call."""
+        like = torch.empty(0, dtype=self._dtype)
+        return Fixed(self._inverse_I, self._step, self._packed, self._steps_O, self._zeros_O, self._bias_O, like)
+
     def _quantised(self, inputs_TI: Tensor) -> Tensor:
         """Unsigned, as oneDNN wants them."""
         steps_TI = (inputs_TI * self._inverse_I).clamp_(-LARGEST, LARGEST).round_()
@@ -96,6 +102,10 @@ class Float32Norm(nn.Module):
     def forward(self, rows_TE: Tensor) -> Tensor:
         """(T, E), float32."""
         return F.layer_norm(rows_TE.float(), self._shape, self._weight_E, self._bias_E, self.eps)
+
+    def tensors(self) -> FloatNorm:
+        """For all layers in one call."""
+        return FloatNorm(self._weight_E, self._bias_E, self.eps)
 
 
 def _balanced(weight_OI: Tensor, largest_I: Tensor) -> Tensor:

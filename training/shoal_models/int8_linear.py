@@ -50,9 +50,9 @@ class OneDnnProduct:
 
     def __init__(self, weight: Quantised) -> None:
         """`weight` has a row for each output."""
-        self._packed = prepacked(weight)
-        self._steps_O = weight.steps_T1.view(-1)
-        self._zeros_O = torch.zeros(len(self._steps_O), dtype=torch.int32)
+        self.packed = prepacked(weight)
+        self.steps_O = weight.steps_T1.view(-1)
+        self.zeros_O = torch.zeros(len(self.steps_O), dtype=torch.int32)
 
     def __call__(self, values_TI: Tensor, zero: int = 0) -> Tensor:
         """(T, O), float32, still to be multiplied by the rows' steps. Rows are padded to few sizes.
@@ -65,7 +65,7 @@ class OneDnnProduct:
         if padding:
             unsigned_TI = F.pad(unsigned_TI, (0, 0, 0, padding))
         outputs_TO: Tensor = torch.ops.onednn.qlinear_pointwise(
-            unsigned_TI, 1.0, ZERO_POINT + zero, self._packed, self._steps_O, self._zeros_O,
+            unsigned_TI, 1.0, ZERO_POINT + zero, self.packed, self.steps_O, self.zeros_O,
             None, 1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
         return outputs_TO[:num_rows]

@@ -27,6 +27,9 @@ from shoal_models.dense_attention import (
     attend_lone_fused,
 )
 from shoal_models.first_tokens import FirstChunks, FirstTokenLayer
+from shoal_models.int8_activated import ActivatedInt8Linear
+from shoal_models.int8_fixed import FixedInt8Linear, Float32Norm
+from shoal_models.int8_stack import int8_layer, run_int8_first, run_int8_layers
 from shoal_models.linears import Activation, PrepackedLinear
 from shoal_models.plan import AttentionPlan
 from shoal_models.post_norm import PostNormLayer
@@ -136,13 +139,20 @@ def normalised(rows_TE: Tensor, norm: Norm) -> Tensor:
 
 
 class LayerStack:
-    """The prepacked layers of one model."""
+    """The layers of one model, all prepacked or all in 8-bit integers with fixed steps."""
 
     def __init__(self, layers: Sequence[PostNormLayer], last: FirstTokenLayer | None, activation: Activation) -> None:
         """`last` follows `layers`; all of them have the same activation and number of heads."""
-        self._layers = [_tensors(layer, layer.qkv) for layer in layers]
-        self._last = None if last is None else (_packed(last.query), _tensors(last, last.kv))
-        self._num_heads = (layers[0] if last is None else last).num_heads
+        first = last if last is not None else layers[0]
+        in_int8 = isinstance(first.up, FixedInt8Linear)
+        tensors: Callable[..., Any] = int8_layer if in_int8 else _tensors
+        self._functions = (run_int8_layers, run_int8_first) if in_int8 else (run_layers, run_first)
+        self._layers = [tensors(layer, layer.qkv) for layer in layers]
+        self._last: tuple[Any, Any] | None = None
+        if last is not None:
+            query: Any = last.query
+            self._last = (query.tensors() if in_int8 else _packed(query), tensors(last, last.kv))
+        self._num_heads = first.num_heads
         self._activation = (activation.name, activation.algorithm)
 
     def __call__(self, hidden_TE: Tensor, plan: AttentionPlan) -> Tensor:
@@ -155,32 +165,33 @@ class LayerStack:
         chunks = plan.chunks(self._num_heads, hidden_TE.dtype)
         groups, places_T = ([], _NOWHERE) if chunks is None else (chunks.groups, chunks.places_T)
         shared = (plan.lone_tokens, size, *self._activation)
-        hidden_TE = _compiled(run_layers)(hidden_TE, self._layers, groups, places_T, *shared)
-        return hidden_TE if self._last is None else self._run_last(hidden_TE, plan)
+        dtype = hidden_TE.dtype
+        hidden_TE = _compiled(self._functions[0])(hidden_TE, self._layers, groups, places_T, *shared)
+        return hidden_TE.to(dtype) if self._last is None else self._run_last(hidden_TE, plan, dtype)
 
-    def _run_last(self, hidden_TE: Tensor, plan: AttentionPlan) -> Tensor:
+    def _run_last(self, hidden_TE: Tensor, plan: AttentionPlan, dtype: torch.dtype) -> Tensor:
         assert self._last is not None, "only called where there is one"
         starts, chunking, groups, places_S = plan.row.starts[:-1], plan.chunking(), [], _NOWHERE
         padding = few_sizes(len(starts)) - len(starts)
         firsts_S = torch.tensor((*starts, *[0] * padding))
         if chunking is not None:
-            chunks = FirstChunks(chunking, num_heads=self._num_heads, dtype=hidden_TE.dtype)
+            chunks = FirstChunks(chunking, num_heads=self._num_heads, dtype=dtype)
             groups, places_S = chunks.groups, F.pad(chunks.places_S, (0, padding))
         shared = (plan.lone_tokens, hidden_TE.shape[1] // self._num_heads, *self._activation)
-        outputs_SE = _compiled(run_first)(hidden_TE, *self._last, firsts_S, groups, places_S, *shared)
-        rows_TE = torch.zeros_like(hidden_TE)
-        return rows_TE.index_copy_(0, firsts_S[: len(starts)], outputs_SE[: len(starts)])
+        outputs_SE = _compiled(self._functions[1])(hidden_TE, *self._last, firsts_S, groups, places_S, *shared)
+        rows_TE = torch.zeros_like(hidden_TE, dtype=dtype)
+        return rows_TE.index_copy_(0, firsts_S[: len(starts)], outputs_SE[: len(starts)].to(dtype))
 
 
 def layer_stack(layers: Sequence[nn.Module]) -> LayerStack | None:
-    """The layers as a stack; None where one of them is no lean layer with prepacked products."""
+    """The layers as a stack; None where one of them is no lean layer in one of the forms that a stack has."""
     lean = [layer for layer in layers if isinstance(layer, PostNormLayer)]
     last = layers[-1] if isinstance(layers[-1], FirstTokenLayer) else None
     if len(lean) + (last is not None) < len(layers):
         return None
-    if not all(
-        _fits(linear) for layer in layers for linear in layer.children() if not isinstance(linear, nn.LayerNorm)
-    ):
+    parts = [part for layer in layers for part in layer.children() if not isinstance(part, nn.LayerNorm)]
+    are_fixed = all(isinstance(part, FixedInt8Linear | ActivatedInt8Linear | Float32Norm) for part in parts)
+    if not are_fixed and not all(_fits(part) for part in parts):
         return None
     activation = (lean[0] if last is None else last).up.activation
     return LayerStack(lean, last, activation)

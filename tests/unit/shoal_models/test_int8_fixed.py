@@ -131,6 +131,22 @@ def test_together_and_alone_are_alike_in_lean_layers(name: str, publish: Callabl
     assert float((together - alone).abs().mean()) < 0.25 * float(together.std())
 
 
+@pytest.mark.parametrize("name", ["Bert", "Albert", "DistilBert"])
+@pytest.mark.parametrize("lengths", [(9, 30, 4, 17), (12,)])
+def test_all_layers_in_one_call_answer_to_the_last_bit_what_each_alone_does(
+    name: str, lengths: tuple[int, ...], publish: Callable[..., Published]
+) -> None:
+    published = publish(tiny_model(f"{name}ForSequenceClassification", CLASSIFIERS[name]()), "classifier")
+    served = published.load(torch.int8)
+    encoder = served._body._encoder
+    assert encoder is not None
+    assert encoder._stack is not None
+    row = pack([list(range(5, 5 + length)) for length in lengths], device=CPU)
+    found = served.logits(row)
+    encoder._stack = None
+    assert torch.equal(found, served.logits(row))
+
+
 def test_where_fixed_steps_answer_wrongly_each_row_gets_its_own(
     publish: Callable[..., Published], monkeypatch: pytest.MonkeyPatch
 ) -> None:
