@@ -103,9 +103,13 @@ class CallFailed(Exception):
 
 
 class ShoalCaller:
-    """Calls one model of one server over a few connections. Use as an async context manager."""
+    """Calls one model of one server. Use as an async context manager.
 
-    def __init__(self, address: str, model: str, *, timeout_s: float, num_channels: int = 4) -> None:
+    One connection is the cheapest for both ends (front and client together take 0.57 ms a call instead of 0.64 with
+    four, 32 in flight); a server of several fronts needs several, since each goes to one of them.
+    """
+
+    def __init__(self, address: str, model: str, *, timeout_s: float, num_channels: int = 1) -> None:
         self._address = address
         self._model = common_pb2.ModelRef(name=model)
         self._timeout_s = timeout_s

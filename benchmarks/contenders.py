@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from shoal.aio import AsyncClient
+from shoal_server.control.rooms import CORES_PER_FRONT
 
 from benchmarks import folders
 from benchmarks.calls import ShoalCaller
@@ -35,7 +37,8 @@ class Shoal:
 
     def caller(self, address: str) -> ShoalCaller:
         """As the protocol says."""
-        return ShoalCaller(address, self.model, timeout_s=CALL_TIMEOUT_S)
+        num_fronts = max(1, len(os.sched_getaffinity(0)) // CORES_PER_FRONT)  # by default
+        return ShoalCaller(address, self.model, timeout_s=CALL_TIMEOUT_S, num_channels=num_fronts)
 
     async def wait_ready(self, address: str) -> str:
         """As the protocol says."""

@@ -43,13 +43,16 @@ def write(peer: Peer, dtype: str, best: Best) -> None:
 
 
 def fastest(peers: list[Peer], dtype: str, count: int) -> list[str]:
-    """Names of the peers that did best in their sweeps, the best first; those never swept come after them."""
-    scores: dict[str, float] = dict.fromkeys((peer.name for peer in peers), 0.0)
+    """Names of the peers that did best in their sweeps, the best first.
+
+    Behind those swept in `dtype` come those swept in another number type, whose rates say little, and then the others.
+    """
+    ranks: dict[str, tuple[bool, float]] = {peer.name: (False, 0.0) for peer in peers}
     for peer in peers:
         best = read(peer, dtype)
         if best is not None:
-            scores[peer.name] = Tried(settings=best.settings, rates=best.rates).score
-    return sorted(scores, key=lambda name: -scores[name])[:count]
+            ranks[peer.name] = (dtype in _read(peer), Tried(settings=best.settings, rates=best.rates).score)
+    return sorted(ranks, key=lambda name: ranks[name], reverse=True)[:count]
 
 
 def _read(peer: Peer) -> dict[str, Best]:

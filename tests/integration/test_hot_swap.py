@@ -81,6 +81,12 @@ class Watcher:
             self.num_crossed += version < self.newest_llama
             self._count("llama", version)
 
+    async def has_met(self, model: str, version: int, asking: list[asyncio.Task[None]]) -> None:
+        """Return once a version has answered."""
+        while version not in self.seen[model]:
+            assert not any(task.done() for task in asking), [task for task in asking if task.done()]
+            await asyncio.sleep(0.01)
+
     def _count(self, model: str, version: int) -> None:
         self.seen[model].add(version)
         self.num_replies += 1
@@ -108,8 +114,7 @@ async def test_fifty_swaps_lose_nothing_and_mix_nothing(
             models.copy_version(repository, model, repository / model / str(version - 2), version)
             await wait_live(client, model, version)
             watcher.newest_llama = version if model == "llama" else watcher.newest_llama
-            assert not any(task.done() for task in asking), [task for task in asking if task.done()]
-        await asyncio.sleep(0.5)
+            await watcher.has_met(model, version, asking)
         watcher.stop.set()
         await asyncio.gather(*asking)
         live = [v.version for v in (await client.get_model("bert")).versions if v.state == "live"]
@@ -123,9 +128,8 @@ async def test_fifty_swaps_lose_nothing_and_mix_nothing(
         if dict(labels)["code"] != "OK"
     }
     assert not failed, "none that a retry of the client has hidden"
-    assert watcher.num_replies > NUM_SWAPS
     assert watcher.num_crossed > NUM_SWAPS // 5
-    assert min(len(seen) for seen in watcher.seen.values()) > NUM_SWAPS // 5
+    assert min(len(seen) for seen in watcher.seen.values()) >= NUM_SWAPS // 2
     assert live == [2 + NUM_SWAPS // 2]
     kept = [int(path.name) for path in (repository / "bert").iterdir() if path.name.isdigit()]
     assert len(kept) <= 6, kept  # five, and one that may still drain

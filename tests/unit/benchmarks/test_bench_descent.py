@@ -114,6 +114,12 @@ def test_peer_that_was_never_swept_comes_after_those_that_were(tmp_path: Path) -
         )
     assert best.fastest(peers, "bfloat16", 3) == ["fast", "slow", "unknown"]
     assert best.read(peers[0], "bfloat16") is None
+    best.write(
+        peers[1],
+        "float32",
+        Best(settings=settings, date="2026-11-27", machine="m", version="1", rates={32: 5.0}),
+    )
+    assert best.fastest(peers, "float32", 3) == ["slow", "fast", "unknown"], "others' rates are in another number type"
     elsewhere = best.read(peers[2], "float32")
     assert elsewhere is not None
     assert elsewhere.settings == settings
