@@ -54,6 +54,22 @@ def scores_of(query_PMD: Tensor, key_PCD: Tensor, mask: Tensor | None, scale: fl
     return torch.baddbmm(mask, query_PMD, key_PCD.transpose(1, 2), alpha=scale)
 
 
+def attend_own(qkv_T3E: Tensor, groups: list[Group], places_T: Tensor, lone_tokens: int, size: int) -> Tensor:
+    """Attention of every token to its own sequence; (T, E): in chunks, or to `lone_tokens` where that is not 0."""
+    if lone_tokens > 0:
+        return attend_lone_fused(qkv_T3E, lone_tokens, size)
+    return attend_in_chunks(qkv_T3E, groups, places_T, size)
+
+
+def attend_first_own(
+    query_SE: Tensor, kv_T2E: Tensor, groups: list[FirstGroup], places_S: Tensor, lone_tokens: int, size: int
+) -> Tensor:
+    """The same for one query of each sequence; (S, E)."""
+    if lone_tokens > 0:
+        return attend_lone_first(query_SE, kv_T2E, lone_tokens, size)
+    return attend_first_in_chunks(query_SE, kv_T2E, groups, places_S, size)
+
+
 def attend_in_chunks(qkv_T3E: Tensor, groups: list[Group], places_T: Tensor, size: int) -> Tensor:
     """Attention of every token to its own sequence, out of one product's queries, keys and values; (T, E).
 

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shoal_models.int8_linear import LARGEST, ZERO_POINT, prepacked, quantise_rows
-from shoal_models.int8_stack import Fixed, FloatNorm
+from shoal_models.int8_linear import LARGEST, prepacked, quantise_rows
+from shoal_models.int8_stack import Fixed, FloatNorm, int8_product, int8_product_added
 from shoal_models.linears import NO_ACTIVATION, Activation
-from shoal_models.sizes import few_sizes
+from shoal_models.sizes import filled_up
 
 _REACH = 2.0  # times the largest input that was seen
 _INPUTS_SHARE = 0.7  # of a channel's range that its inputs take; its weights take the rest
@@ -42,51 +42,33 @@ class FixedInt8Linear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight_OI.shape
         self.activation = activation
-        self._dtype = dtype if activation is NO_ACTIVATION else torch.float32
         weight_OI = weight_OI.detach().float()
         scales_I = _balanced(weight_OI, largest_I)
         weight = quantise_rows(weight_OI * scales_I)
-        self._step = float((largest_I / scales_I).max()) * _REACH / LARGEST or 1.0
-        self._inverse_I = 1 / (self._step * scales_I)
-        self._packed = prepacked(weight)
-        self._steps_O = weight.steps_T1.view(-1)
-        self._zeros_O = torch.zeros(self.out_features, dtype=torch.int32)
-        self._bias_O = bias_O.detach().float().clone()
+        step = float((largest_I / scales_I).max()) * _REACH / LARGEST or 1.0
+        self._tensors = Fixed(
+            inverse_I=1 / (step * scales_I),
+            step=step,
+            packed=prepacked(weight),
+            steps_O=weight.steps_T1.view(-1),
+            zeros_O=torch.zeros(self.out_features, dtype=torch.int32),
+            bias_O=bias_O.detach().float().clone(),
+            like=torch.empty(0, dtype=dtype if activation is NO_ACTIVATION else torch.float32),
+        )
 
     def forward(self, inputs_TI: Tensor, residual_TO: Tensor | None = None) -> Tensor:
         """(T, I) to (T, O). Rows are padded to few sizes."""
         num_rows = len(inputs_TI)
-        padding = (0, 0, 0, few_sizes(num_rows) - num_rows)
-        values_TI = self._quantised(F.pad(inputs_TI, padding) if padding[3] else inputs_TI)
+        inputs_TI = filled_up(inputs_TI)
         if residual_TO is None:
-            return self._product(values_TI)[:num_rows]
-        residual_TO = residual_TO.float()
-        return self._added(values_TI, F.pad(residual_TO, padding) if padding[3] else residual_TO)[:num_rows]
+            names = (self.activation.name, self.activation.algorithm)
+            return int8_product(inputs_TI, self._tensors, *names)[:num_rows]
+        assert self.activation is NO_ACTIVATION, "no lean layer adds a residual behind an activation"
+        return int8_product_added(inputs_TI, filled_up(residual_TO.float()), self._tensors)[:num_rows]
 
     def tensors(self) -> Fixed:
         """For all layers in one call."""
-        like = torch.empty(0, dtype=self._dtype)
-        return Fixed(self._inverse_I, self._step, self._packed, self._steps_O, self._zeros_O, self._bias_O, like)
-
-    def _quantised(self, inputs_TI: Tensor) -> Tensor:
-        """Unsigned, as oneDNN wants them."""
-        steps_TI = (inputs_TI * self._inverse_I).clamp_(-LARGEST, LARGEST).round_()
-        return steps_TI.to(torch.int8).view(torch.uint8).bitwise_xor_(ZERO_POINT)
-
-    def _product(self, values_TI: Tensor) -> Tensor:
-        outputs_TO: Tensor = torch.ops.onednn.qlinear_pointwise(
-            values_TI, self._step, ZERO_POINT, self._packed, self._steps_O, self._zeros_O, self._bias_O,
-            1.0, 0, self._dtype, self.activation.name, [], self.activation.algorithm,
-        )  # fmt: skip
-        return outputs_TO
-
-    def _added(self, values_TI: Tensor, residual_TO: Tensor) -> Tensor:
-        assert self.activation is NO_ACTIVATION, "no lean layer adds a residual behind an activation"
-        outputs_TO: Tensor = torch.ops.onednn.qlinear_pointwise.binary(
-            values_TI, self._step, ZERO_POINT, self._packed, self._steps_O, self._zeros_O, residual_TO, self._bias_O,
-            1.0, 0, torch.float32, 1.0, 0, "add", 1.0, "none", [], "",
-        )  # fmt: skip
-        return outputs_TO
+        return self._tensors
 
 
 class Float32Norm(nn.Module):

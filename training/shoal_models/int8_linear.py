@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shoal_models.linears import NO_ACTIVATION, Activation, has_mkldnn
-from shoal_models.sizes import few_sizes
+from shoal_models.sizes import filled_up
 
 LARGEST = 127.0  # -128 is left out, so that what is quantised is as symmetric as its scale
 ZERO_POINT = 128  # of rows as oneDNN wants them: unsigned; for signed ones it has only a reference kernel
@@ -50,25 +50,18 @@ class OneDnnProduct:
 
     def __init__(self, weight: Quantised) -> None:
         """`weight` has a row for each output."""
-        self.packed = prepacked(weight)
-        self.steps_O = weight.steps_T1.view(-1)
-        self.zeros_O = torch.zeros(len(self.steps_O), dtype=torch.int32)
+        self._packed = prepacked(weight)
+        self._steps_O = weight.steps_T1.view(-1)
+        self._zeros_O = torch.zeros(len(self._steps_O), dtype=torch.int32)
 
-    def __call__(self, values_TI: Tensor, zero: int = 0) -> Tensor:
-        """(T, O), float32, still to be multiplied by the rows' steps. Rows are padded to few sizes.
-
-        `zero` is the value that stands for 0.
-        """
-        num_rows = len(values_TI)
-        unsigned_TI = values_TI.view(torch.uint8).bitwise_xor(ZERO_POINT)
-        padding = few_sizes(num_rows) - num_rows
-        if padding:
-            unsigned_TI = F.pad(unsigned_TI, (0, 0, 0, padding))
+    def __call__(self, values_TI: Tensor) -> Tensor:
+        """(T, O), float32, still to be multiplied by the rows' steps. Rows are padded to few sizes."""
+        unsigned_TI = filled_up(values_TI.view(torch.uint8).bitwise_xor(ZERO_POINT))
         outputs_TO: Tensor = torch.ops.onednn.qlinear_pointwise(
-            unsigned_TI, 1.0, ZERO_POINT + zero, self.packed, self.steps_O, self.zeros_O,
+            unsigned_TI, 1.0, ZERO_POINT, self._packed, self._steps_O, self._zeros_O,
             None, 1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
-        return outputs_TO[:num_rows]
+        return outputs_TO[: len(values_TI)]
 
 
 class IntMmProduct:

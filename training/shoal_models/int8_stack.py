@@ -1,7 +1,7 @@
 """What all lean layers compute in one call where they multiply 8-bit integers in fixed steps; see layer_stack.py.
 
-T packed tokens, S sequences, E hidden size, D head size. The same operators as in int8_fixed.py and int8_activated.py,
-so that answers are the same to the last bit.
+T packed tokens, S sequences, E hidden size, D head size, I inputs and O outputs of a product. The layers one by one
+call the same products, so that answers are the same to the last bit.
 
 Annotations are not postponed in this file: TorchScript reads those of named tuples as objects.
 """
@@ -11,14 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from shoal_models.dense_attention import (
-    FirstGroup,
-    Group,
-    attend_first_in_chunks,
-    attend_in_chunks,
-    attend_lone_first,
-    attend_lone_fused,
-)
+from shoal_models.dense_attention import FirstGroup, Group, attend_first_own, attend_own
 
 
 class Fixed(NamedTuple):
@@ -76,10 +69,7 @@ def run_int8_layers(
     hidden_TE = hidden_TE.float()
     for layer in layers:
         qkv_T3E = int8_product(hidden_TE, layer.inputs, "none", "")
-        if lone_tokens > 0:
-            mixed_TE = attend_lone_fused(qkv_T3E, lone_tokens, size)
-        else:
-            mixed_TE = attend_in_chunks(qkv_T3E, groups, places_T, size)
+        mixed_TE = attend_own(qkv_T3E, groups, places_T, lone_tokens, size)
         hidden_TE = int8_behind_attention(hidden_TE, mixed_TE, layer, activation, algorithm)
     return hidden_TE
 
@@ -100,10 +90,7 @@ def run_int8_first(
     hidden_SE = hidden_TE.index_select(0, firsts_S).float()
     query_SE = int8_product(hidden_SE, query, "none", "")
     kv_T2E = int8_product(hidden_TE, layer.inputs, "none", "")
-    if lone_tokens > 0:
-        mixed_SE = attend_lone_first(query_SE, kv_T2E, lone_tokens, size)
-    else:
-        mixed_SE = attend_first_in_chunks(query_SE, kv_T2E, groups, places_S, size)
+    mixed_SE = attend_first_own(query_SE, kv_T2E, groups, places_S, lone_tokens, size)
     return int8_behind_attention(hidden_SE, mixed_SE, layer, activation, algorithm)
 
 

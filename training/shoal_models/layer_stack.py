@@ -18,14 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shoal_models.dense_attention import (
-    FirstGroup,
-    Group,
-    attend_first_in_chunks,
-    attend_in_chunks,
-    attend_lone_first,
-    attend_lone_fused,
-)
+from shoal_models.dense_attention import FirstGroup, Group, attend_first_own, attend_own
 from shoal_models.first_tokens import FirstChunks, FirstTokenLayer
 from shoal_models.int8_activated import ActivatedInt8Linear
 from shoal_models.int8_fixed import FixedInt8Linear, Float32Norm
@@ -77,10 +70,7 @@ def run_layers(
     """Layers over all tokens, which attend in chunks or, where `lone_tokens` is not 0, to that many first ones."""
     for layer in layers:
         qkv_T3E = product(hidden_TE, layer.inputs, "none", "")
-        if lone_tokens > 0:
-            mixed_TE = attend_lone_fused(qkv_T3E, lone_tokens, size)
-        else:
-            mixed_TE = attend_in_chunks(qkv_T3E, groups, places_T, size)
+        mixed_TE = attend_own(qkv_T3E, groups, places_T, lone_tokens, size)
         hidden_TE = run_behind_attention(hidden_TE, mixed_TE, layer, activation, algorithm)
     return hidden_TE
 
@@ -101,10 +91,7 @@ def run_first(
     hidden_SE = hidden_TE.index_select(0, firsts_S)
     query_SE = product(hidden_SE, query, "none", "")
     kv_T2E = product(hidden_TE, layer.inputs, "none", "")
-    if lone_tokens > 0:
-        mixed_SE = attend_lone_first(query_SE, kv_T2E, lone_tokens, size)
-    else:
-        mixed_SE = attend_first_in_chunks(query_SE, kv_T2E, groups, places_S, size)
+    mixed_SE = attend_first_own(query_SE, kv_T2E, groups, places_S, lone_tokens, size)
     return run_behind_attention(hidden_SE, mixed_SE, layer, activation, algorithm)
 
 
@@ -223,8 +210,7 @@ def _tensors(layer: PostNormLayer | FirstTokenLayer, inputs: nn.Module) -> Layer
 @functools.cache
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # what is to follow TorchScript needs a compiler at run time
+        # What PyTorch advises in TorchScript's stead needs a compiler at run time.
+        warnings.simplefilter("ignore", DeprecationWarning)
         compiled: Callable[..., Tensor] = torch.jit.script(function)
     return compiled

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
+from torch import Tensor
+
 _FINE_FROM = 256  # from here on a kernel costs less than the padding that it saves
 _FINE_STEP = 16
 _COARSE_FROM = 1024  # oneDNN keeps 1,024 kernels, and a model needs several for each size
@@ -17,3 +20,9 @@ def few_sizes(count: int) -> int:
     else:
         step = max(1, 1 << max((count - 1).bit_length() - 3, 0))
     return -(-count // step) * step
+
+
+def filled_up(rows_TI: Tensor) -> Tensor:
+    """The rows and as many of zeros behind them as make their number one of the few."""
+    padding = few_sizes(len(rows_TI)) - len(rows_TI)
+    return F.pad(rows_TI, (0, 0, 0, padding)) if padding else rows_TI

@@ -61,7 +61,7 @@ def test_outputs_have_the_dtype_that_was_asked_for() -> None:
 
 def test_inputs_beyond_the_reach_are_cut_off_and_do_not_wrap() -> None:
     layer, signs = _layer(), _inputs(6).sign()
-    furthest_I = 127 / layer._inverse_I
+    furthest_I = 127 / layer.tensors().inverse_I
     found = layer(signs * 1e3)
     torch.testing.assert_close(found, _exact(signs * furthest_I), rtol=0.01, atol=0.5)
     assert torch.equal(found, layer(signs * 1e6))

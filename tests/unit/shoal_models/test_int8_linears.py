@@ -164,6 +164,6 @@ def test_a_layer_that_answers_wrongly_in_int8_is_refused(publish: Callable[..., 
     loaded = published.load(torch.int8)
     layer = next(module for module in loaded._model.modules() if isinstance(module, FixedInt8Linear))
     with torch.inference_mode():
-        layer._bias_O += 3.0 * torch.randn(layer.out_features)
+        layer.tensors().bias_O.add_(3.0 * torch.randn(layer.out_features))
     with pytest.raises(GoldenMismatch, match="in int8"):
         check_golden(loaded, published.path, published.manifest)
