@@ -30,7 +30,7 @@ class Chunks:
         parts: list[Tensor] = []
         for group in self.groups:
             query, key, value = (part.view(-1, group.width, part.shape[-1]) for part in select(group.rows))
-            parts.append(by_token(attend_dense(query, key, value, group.mask, scale), len(group.rows)))
+            parts.append(by_token(attend_dense(query, key, value, group.mask, scale, group.width), len(group.rows)))
         places_PE = parts[0] if len(parts) == 1 else torch.cat(parts)
         return places_PE.index_select(0, self.places_T).view(len(self.places_T), -1, value.shape[-1])
 

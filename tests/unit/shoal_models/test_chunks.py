@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shoal_models.chunk_attention import Chunks
 from shoal_models.chunks import MAX_WIDTH, SHARED_WIDTH, cut_into_chunks
-from shoal_models.dense_attention import attend_dense, scores_of
+from shoal_models.dense_attention import attend_dense, attend_lone_fused, scores_of
 from torch import Tensor
 
 LENGTHS = st.lists(st.integers(1, 200), min_size=1, max_size=40)
@@ -89,8 +89,24 @@ def test_dense_attention_holds_for_scores_of_any_size(size_of_scores: float, dty
         ):
             scores = scores_of(query, key, mask, scale).double()
             expected = torch.softmax(scores, -1) @ value.double()
-            found = attend_dense(query, key, value, mask, scale)
+            found = attend_dense(query, key, value, mask, scale, key.shape[1])
             assert found.isfinite().all()
             if dtype is torch.float32 or size_of_scores == 1.0:
                 tolerance = 0.02 if dtype is torch.bfloat16 else 1e-4
                 torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize(("num_tokens", "num_rows"), [(5, 5), (38, 40), (40, 40), (70, 80), (300, 304), (520, 544)])
+@pytest.mark.parametrize("size_of_scores", [1.0, 1e4])
+def test_a_lone_sequence_attends_to_itself_and_not_to_what_fills_its_row(
+    num_tokens: int, num_rows: int, size_of_scores: float
+) -> None:
+    torch.manual_seed(0)
+    num_heads, size = 3, 8
+    qkv = torch.randn(num_rows, 3, num_heads, size)
+    qkv[:, 0] *= size_of_scores
+    qkv[num_tokens:] = 1e3
+    query, key, value = qkv[:num_tokens].permute(1, 2, 0, 3)
+    weights = torch.softmax(query @ key.transpose(1, 2) * size**-0.5, -1)
+    found = attend_lone_fused(qkv.view(num_rows, -1), num_tokens, size)[:num_tokens]
+    torch.testing.assert_close(found, (weights @ value).transpose(0, 1).reshape(num_tokens, -1), atol=1e-4, rtol=0)
