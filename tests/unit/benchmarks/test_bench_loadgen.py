@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 
 import pytest
@@ -48,6 +49,19 @@ async def test_closed_loop_keeps_so_many_in_flight_and_cancels_the_rest() -> Non
     assert found.num_unfinished <= 5
     assert all(found.began_s <= outcome.ended_s <= found.ended_s for outcome in found.outcomes)
     assert fake.items[:4] == [*ITEMS, *ITEMS]
+
+
+async def test_no_search_for_garbage_is_measured() -> None:
+    class Looks(FakeCaller):
+        async def call(self, item: Item, intended_s: float, arrivals: list[Arrival]) -> Outcome:
+            found.append(gc.isenabled())
+            return await super().call(item, intended_s, arrivals)
+
+    found: list[bool] = []
+    await record(Looks(0.01), ITEMS, ClosedLoop(in_flight=2), Window(warmup_s=0.0, duration_s=0.1))
+    assert found
+    assert not any(found)
+    assert gc.isenabled()
 
 
 async def test_tokens_of_calls_cut_off_by_the_end_are_counted() -> None:
