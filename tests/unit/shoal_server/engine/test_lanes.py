@@ -55,3 +55,9 @@ def test_what_is_computed_here_or_is_a_step_tells_no_end_and_raises_what_it_rais
     with pytest.raises(ZeroDivisionError):
         lanes.step(lambda: 1 // 0)
     assert ended.empty()
+
+
+def test_all_threads_are_there_before_the_first_forward():
+    before = set(threading.enumerate())
+    Lanes(num_lanes=3, num_step_threads=1, ended=lambda: None)
+    assert sorted(t.name.partition("_")[0] for t in set(threading.enumerate()) - before) == ["lane"] * 3 + ["team"]
