@@ -10,15 +10,12 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import msgspec
 
 from shoal_server.config import ServerConfig
-from shoal_server.log import Log, setup_logging
+from shoal_server.log import setup_logging
 
-_log = Log(__name__)
 ENGINE_IO_THREAD = "io"  # name of the thread that reads and writes an engine's sockets
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -49,27 +46,6 @@ def name_thread(name: str) -> None:
     """Name the calling thread, in at most 15 bytes, for whoever looks at the threads of a process, as `top -H` does."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
-
-
-@contextmanager
-def patient_threads() -> Iterator[None]:
-    """Threads started within, and those that they start, wait for a free core or their turn when they wake up.
-
-    Linux only. Others take the core at once from whoever runs there (SCHED_BATCH; see `man 7 sched`).
-    """
-    if sys.platform != "linux" or os.sched_getscheduler(0) != os.SCHED_OTHER:
-        yield
-        return
-    try:
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    except OSError as error:  # a sandbox may forbid it
-        _log.warning("threads_impatient", reason=error.strerror)
-        yield
-        return
-    try:
-        yield
-    finally:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def main() -> None:

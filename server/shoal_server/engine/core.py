@@ -38,6 +38,7 @@ from shoal_server.engine.versions import Versions
 from shoal_server.ipc.messages import EngineHello, EngineStatistics, LoadVersion, Message
 from shoal_server.log import Log
 from shoal_server.process import Startup
+from shoal_server.scheduling import be_prompt
 
 _STATISTICS_INTERVAL_S = 1.0
 _SWITCH_INTERVAL_S = 0.0001  # how long another thread may keep the loop waiting for the GIL
@@ -93,6 +94,7 @@ class Engine:
 
     def run(self) -> int:
         """Work until told to stop; returns the exit code."""
+        be_prompt()  # not before: lanes and the loader, which this thread starts, shall not be
         did_work = False
         while not self._is_stopping:
             self._receive(wait=not did_work)

@@ -30,6 +30,7 @@ from shoal_server.ipc.messages import (
 )
 from shoal_server.log import Log
 from shoal_server.process import ENGINE_IO_THREAD, name_thread
+from shoal_server.scheduling import be_prompt
 
 CONTROL = 0  # peer id of the control process; fronts count from 1
 
@@ -78,6 +79,7 @@ class Endpoint:
 
     def _run(self, hello: EngineHello) -> None:
         name_thread(ENGINE_IO_THREAD)
+        be_prompt()
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(self._serve(hello))

@@ -21,7 +21,8 @@ from shoal_server.front.interceptors import Interceptors
 from shoal_server.front.services import services_of
 from shoal_server.ipc.messages import Drain, FrontHello
 from shoal_server.log import Log
-from shoal_server.process import Startup, patient_threads
+from shoal_server.process import Startup
+from shoal_server.scheduling import be_prompt, patient_threads
 
 SNAPSHOT_INTERVAL_S: Final = 1.0
 NUM_YOUNG: Final = 10_000  # objects between collections; a call of 32 texts makes about a thousand at once
@@ -72,6 +73,7 @@ class FrontServer:
         with patient_threads():  # gRPC's, each of whose several wake-ups a call would interrupt the loop
             server, port = self._build(front, tokens, certificates)
             await server.start()
+        be_prompt()
         hello = FrontHello(front_id=self._startup.index, pid=os.getpid(), port=port)
         await front.control.start(hello)
         _collect_garbage_seldom()
