@@ -2,7 +2,8 @@
 
 Cores that share a forward wait for each other, so that whatever else runs on one of them holds up all: beside a busy
 process, on two cores, a text takes 5 ms on one core and up to 170 ms on both. That shows only in a forward that was
-held up; the next ones then keep to one core, for longer the oftener it happens in a row. Where calls come while others
+held up; when it happens twice within a few forwards the next ones keep to one core, for longer the oftener in a row.
+Once is an accident: on an idle machine one forward in a few hundred takes 10 ms too long. Where calls come while others
 run, fronts and callers are at work beside forwards, too.
 """
 
@@ -14,6 +15,7 @@ _LATE_FACTOR = 3.0  # times its expected time, ...
 _LATE_S = 0.01  # ... and so much longer: then a forward was held up
 _FIRST_S = 0.5  # how long the next ones keep to one core
 _LONGEST_S = 8.0
+_FEW = 4  # forwards since the last that was held up: one more makes two within a few
 
 
 class AllCores:
@@ -22,6 +24,7 @@ class AllCores:
     def __init__(self) -> None:
         self._free_s = -math.inf
         self._pause_s = _FIRST_S
+        self._num_since_late: float = math.inf
 
     def are_free(self, now_s: float) -> bool:
         """Whether a lone forward may have them."""
@@ -33,8 +36,11 @@ class AllCores:
 
     def ran(self, *, seconds: float, expected_s: float, ended_s: float) -> None:
         """A forward that had all cores has ended; `expected_s` is 0 where that was not known."""
-        if expected_s and seconds > max(_LATE_FACTOR * expected_s, expected_s + _LATE_S):
+        if not expected_s or seconds <= max(_LATE_FACTOR * expected_s, expected_s + _LATE_S):
+            self._pause_s = _FIRST_S
+            self._num_since_late += 1
+            return
+        if self._num_since_late < _FEW:
             self._free_s = ended_s + self._pause_s
             self._pause_s = min(2 * self._pause_s, _LONGEST_S)
-        else:
-            self._pause_s = _FIRST_S
+        self._num_since_late = 0

@@ -63,7 +63,8 @@ class Lanes:
 
 def _started(num_threads: int, name: str) -> ThreadPoolExecutor:
     """A pool all of whose threads exist."""
-    pool, all_there = ThreadPoolExecutor(num_threads, thread_name_prefix=name), threading.Barrier(num_threads)
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix=name)
+    all_there = threading.Barrier(num_threads)
     for future in [pool.submit(all_there.wait) for _ in range(num_threads)]:
         future.result()
     return pool
