@@ -233,17 +233,17 @@ def test_forwards_known_to_end_within_a_millisecond_stay_on_the_loop(fixed_s, is
     assert device.launched_short == [False, is_short]
 
 
-def test_after_a_lone_forward_was_held_up_lone_ones_keep_to_one_lane_for_a_while():
+def test_after_two_lone_forwards_were_held_up_lone_ones_keep_to_one_lane_for_a_while():
     device = FakeDevice(queues_forwards=False, num_lanes=2, fixed_s={NEWS: 0.004})
     world = World(device)
-    for seconds in (0.004, 0.100, 0.004):
+    for seconds in (0.004, 0.100, 1.000, 0.004):
         device.fixed_s[NEWS] = seconds
         world.classify()
         world.finish()
     device.now_s += 0.6
     world.classify()
     world.finish()
-    assert device.launched_alone == [True, True, False, True]
+    assert device.launched_alone == [True, True, True, False, True]
 
 
 def test_after_a_call_came_beside_another_lone_ones_keep_to_one_lane_for_a_while():
