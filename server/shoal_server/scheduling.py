@@ -25,7 +25,10 @@ _ATTRIBUTES = struct.Struct("=IIQiIQQQ")  # size, policy, flags, nice, priority,
 
 
 def be_prompt() -> None:
-    """Let the calling thread, and those that it starts, get a core from forwards and from patient threads."""
+    """Let the calling thread, and those that it starts, get a core from forwards and from patient threads.
+
+    Changes nothing where the system knows no slices, or a sandbox forbids them.
+    """
     if _may_change():
         _take_slices(_PROMPT_NS)
 
